@@ -1,0 +1,574 @@
+// Command bench measures Onggi beside Docker and Podman in one run.
+//
+// # Model
+//
+// Every peer gets an engine of its own in a temporary directory. A metric is a
+// command (or a request); its samples are taken in turn from all peers, so that
+// whatever else the machine does hits them alike. Medians and minima are
+// printed, and how many times longer a peer takes than Onggi.
+//
+// # Not here
+//
+// Pass or fail: a slow machine fails no test.
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A peer is one engine under test.
+type peer struct {
+	name    string
+	cli     []string // the command line, up to the verb
+	socket  string   // of the Docker API; "" where the peer has none
+	engines []int    // processes of the engine, for memory
+	boot    time.Duration
+	stop    func()
+}
+
+func (p *peer) command(args ...string) *exec.Cmd {
+	return exec.Command(p.cli[0], append(append([]string{}, p.cli[1:]...), args...)...)
+}
+
+func (p *peer) must(args ...string) string {
+	out, err := p.command(args...).CombinedOutput()
+	if err != nil {
+		fatal(fmt.Errorf("%s %s: %w\n%s", p.name, strings.Join(args, " "), err, out))
+	}
+	return strings.TrimSpace(string(out))
+}
+
+var (
+	samples = flag.Int("n", 21, "samples for each metric and peer")
+	only    = flag.String("only", "", "regular expression of metrics to measure")
+	bin     = flag.String("bin", "bin", "directory with Onggi's programs")
+	peersIn = flag.String("peers", "docker,podman", "peers to compare with, where installed")
+	cleanup []func()
+)
+
+func main() {
+	flag.Parse()
+	if os.Geteuid() != 0 {
+		fatal(errors.New("the benchmark starts containers: run it as root"))
+	}
+	dir, err := os.MkdirTemp("", "onggi-bench.")
+	if err != nil {
+		fatal(err)
+	}
+	cleanup = append(cleanup, func() { exec.Command("rm", "-rf", "--one-file-system", dir).Run() })
+	defer runCleanup()
+
+	image := filepath.Join(dir, "busybox.tar")
+	if err := writeBusybox(image); err != nil {
+		fatal(err)
+	}
+	var peers []*peer
+	peers = append(peers, startOnggi(dir))
+	if strings.Contains(*peersIn, "docker") {
+		if p := startDocker(dir); p != nil {
+			peers = append(peers, p)
+		}
+	}
+	if strings.Contains(*peersIn, "podman") {
+		if p := startPodman(dir); p != nil {
+			peers = append(peers, p)
+		}
+	}
+	for _, p := range peers {
+		p.must("import", image, "bench/busybox:latest")
+		p.must("run", "--rm", "bench/busybox", "true")
+	}
+	measure(dir, peers)
+}
+
+func measure(dir string, peers []*peer) {
+	fmt.Printf("%-34s", "median (min), ms")
+	for _, p := range peers {
+		fmt.Printf("%22s", p.name)
+	}
+	fmt.Println()
+	timed("run --rm true", peers, nil, func(p *peer) *exec.Cmd { return p.command("run", "--rm", "bench/busybox", "true") })
+	timed("run --rm --network none true", peers, nil, func(p *peer) *exec.Cmd {
+		return p.command("run", "--rm", "--network", "none", "bench/busybox", "true")
+	})
+	if wanted("exec true|ps|memory") {
+		for _, p := range peers {
+			p.must("run", "-d", "--name", "bench-idle", "bench/busybox", "sleep", "100000")
+		}
+		timed("exec true", peers, nil, func(p *peer) *exec.Cmd { return p.command("exec", "bench-idle", "true") })
+		for _, p := range peers {
+			for i := range 9 {
+				p.must("run", "-d", "--name", fmt.Sprintf("bench-idle-%d", i), "bench/busybox", "sleep", "100000")
+			}
+		}
+		timed("ps of 10", peers, nil, func(p *peer) *exec.Cmd { return p.command("ps") })
+		memory(peers)
+		for _, p := range peers {
+			args := []string{"rm", "-f", "-t", "0", "bench-idle"}
+			for i := range 9 {
+				args = append(args, fmt.Sprintf("bench-idle-%d", i))
+			}
+			if out, err := p.command(args...).CombinedOutput(); err != nil {
+				args = append([]string{"rm", "-f"}, args[4:]...)
+				if out2, err := p.command(args...).CombinedOutput(); err != nil {
+					fmt.Fprintf(os.Stderr, "%s: %s%s\n", p.name, out, out2)
+				}
+			}
+		}
+	}
+	createStart(peers)
+	rebuild(dir, peers)
+	throughput(peers)
+	fmt.Println()
+	row("engine boot, ms", peers, func(p *peer) string {
+		if p.boot == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.0f", ms(p.boot))
+	})
+	row("engine memory (RSS), MB", peers, func(p *peer) string {
+		if len(p.engines) == 0 {
+			return "-"
+		}
+		var kb int64
+		for _, pid := range p.engines {
+			kb += statusKB(pid, "VmRSS")
+		}
+		return fmt.Sprintf("%.1f", float64(kb)/1024)
+	})
+}
+
+// timed runs a command of each peer in turn and prints a row.
+func timed(name string, peers []*peer, prepare func(*peer), f func(*peer) *exec.Cmd) {
+	if !wanted(name) {
+		return
+	}
+	took := map[*peer][]time.Duration{}
+	for i := range *samples + 2 {
+		for _, p := range peers {
+			if prepare != nil {
+				prepare(p)
+			}
+			cmd := f(p)
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			t := time.Now()
+			if err := cmd.Run(); err != nil {
+				fatal(fmt.Errorf("%s: %s: %w\n%s", name, p.name, err, out.Bytes()))
+			}
+			if i >= 2 { // the first rounds warm caches
+				took[p] = append(took[p], time.Since(t))
+			}
+		}
+	}
+	print(name, peers, took)
+}
+
+func print(name string, peers []*peer, took map[*peer][]time.Duration) {
+	fmt.Printf("%-34s", name)
+	base := median(took[peers[0]])
+	for i, p := range peers {
+		d := took[p]
+		if len(d) == 0 {
+			fmt.Printf("%22s", "-")
+			continue
+		}
+		cell := fmt.Sprintf("%.1f (%.1f)", ms(median(d)), ms(d[0]))
+		if i > 0 && base > 0 {
+			cell += fmt.Sprintf(" %4.1fx", float64(median(d))/float64(base))
+		}
+		fmt.Printf("%22s", cell)
+	}
+	fmt.Println()
+}
+
+// createStart times create plus start over the API, on one kept connection.
+func createStart(peers []*peer) {
+	const name = "create+start in the engine"
+	if !wanted(name) {
+		return
+	}
+	took := map[*peer][]time.Duration{}
+	clients := map[*peer]*http.Client{}
+	for _, p := range peers {
+		if p.socket != "" {
+			clients[p] = unixClient(p.socket)
+		}
+	}
+	body := `{"Image":"bench/busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}`
+	for range *samples {
+		for _, p := range peers {
+			c := clients[p]
+			if c == nil {
+				continue
+			}
+			t := time.Now()
+			var made struct{ ID string }
+			post(c, "/containers/create", body, &made)
+			post(c, "/containers/"+made.ID+"/start", "", nil)
+			took[p] = append(took[p], time.Since(t))
+			post(c, "/containers/"+made.ID+"/wait", "", nil)
+			req, _ := http.NewRequest("DELETE", "http://engine/v1.41/containers/"+made.ID+"?force=1", nil)
+			if resp, err := c.Do(req); err == nil {
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}
+	}
+	print(name, peers, took)
+}
+
+func post(c *http.Client, path, body string, into any) {
+	resp, err := c.Post("http://engine/v1.41"+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		fatal(err)
+	}
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode >= 400 {
+		fatal(fmt.Errorf("POST %s: %s", path, data))
+	}
+	if into != nil {
+		if err := json.Unmarshal(data, into); err != nil {
+			fatal(err)
+		}
+	}
+}
+
+// rebuild times a build whose every step is cached, over 2,000 files.
+func rebuild(dir string, peers []*peer) {
+	const name = "no-change rebuild, 2,000 files"
+	if !wanted(name) {
+		return
+	}
+	ctx := filepath.Join(dir, "context")
+	for i := range 2000 {
+		d := filepath.Join(ctx, "src", fmt.Sprint(i%50))
+		os.MkdirAll(d, 0o755)
+		os.WriteFile(filepath.Join(d, fmt.Sprintf("file%d.txt", i)), bytes.Repeat([]byte(strconv.Itoa(i)+"\n"), 200), 0o644)
+	}
+	os.WriteFile(filepath.Join(ctx, "Dockerfile"), []byte("FROM bench/busybox\nRUN echo hello >/hello\nCOPY . /src\nRUN ls /src/src | wc -l >/count\n"), 0o644)
+	build := func(p *peer) *exec.Cmd {
+		if p.name == "podman" {
+			return p.command("build", "-q", "--pull=never", "--layers", "-t", "bench/tree", ctx)
+		}
+		return p.command("build", "-q", "-t", "bench/tree", ctx)
+	}
+	var can []*peer
+	for _, p := range peers {
+		if out, err := build(p).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%s cannot build here: %s\n", p.name, out)
+			continue
+		}
+		can = append(can, p)
+	}
+	if len(can) > 0 {
+		timed(name, can, nil, build)
+	}
+}
+
+// throughput counts complete `run --rm true` a second with four clients.
+func throughput(peers []*peer) {
+	const name = "starts/s, 4 clients"
+	if !wanted(name) {
+		return
+	}
+	const each = 4 * time.Second
+	row(name, peers, func(p *peer) string {
+		var mu sync.Mutex
+		n := 0
+		var wg sync.WaitGroup
+		began := time.Now()
+		for range 4 {
+			wg.Go(func() {
+				for time.Since(began) < each {
+					if err := p.command("run", "--rm", "bench/busybox", "true").Run(); err != nil {
+						fmt.Fprintf(os.Stderr, "%s: %v\n", p.name, err)
+						return
+					}
+					mu.Lock()
+					n++
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		return fmt.Sprintf("%.1f", float64(n)/time.Since(began).Seconds())
+	})
+}
+
+// memory adds up, for ten idle containers, what user space spends on them:
+// every process whose command line names a container or that serves them, but
+// not the containers themselves.
+func memory(peers []*peer) {
+	row("user memory per container, KB (PSS)", peers, func(p *peer) string {
+		var kb int64
+		for _, pid := range helpers(p) {
+			kb += rollup(pid)
+		}
+		return fmt.Sprintf("%.0f", float64(kb)/10)
+	})
+}
+
+// helpers are processes that exist because containers run: shims, monitors,
+// proxies. The engine itself is reported apart.
+func helpers(p *peer) []int {
+	want := map[string]*regexp.Regexp{
+		"onggi":  regexp.MustCompile(`onggi-monitor`),
+		"docker": regexp.MustCompile(`containerd-shim|docker-proxy`),
+		"podman": regexp.MustCompile(`conmon`),
+	}[p.name]
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		cmd, err := os.ReadFile(d + "/cmdline")
+		if err == nil && want.Match(bytes.ReplaceAll(cmd, []byte{0}, []byte{' '})) {
+			if pid, err := strconv.Atoi(filepath.Base(d)); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func row(name string, peers []*peer, f func(*peer) string) {
+	if !wanted(name) {
+		return
+	}
+	fmt.Printf("%-34s", name)
+	for _, p := range peers {
+		fmt.Printf("%22s", f(p))
+	}
+	fmt.Println()
+}
+
+func startOnggi(dir string) *peer {
+	root := filepath.Join(dir, "onggi")
+	os.MkdirAll(root, 0o700)
+	sock := filepath.Join(root, "run/onggi.sock")
+	flags := []string{"--data-root", root + "/data", "--exec-root", root + "/run", "--pidfile", root + "/pid",
+		"-H", "unix://" + sock, "--bip", "172.29.203.1/24", "--bridge-name", "onggibench"}
+	cmd := exec.Command(filepath.Join(*bin, "onggid"), flags...)
+	p := launch("onggi", cmd, sock, root)
+	p.cli = []string{filepath.Join(*bin, "onggi"), "-H", "unix://" + sock}
+	cleanup = append(cleanup, func() {
+		stopProcess(cmd)
+		exec.Command(filepath.Join(*bin, "onggid"), append(flags, "--cleanup")...).Run()
+	})
+	return p
+}
+
+func startDocker(dir string) *peer {
+	dockerd, err := exec.LookPath("dockerd")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "docker is not compared: no dockerd here (Debian: docker.io)")
+		return nil
+	}
+	client := "/usr/bin/docker"
+	if _, err := os.Stat(client); err != nil {
+		client = "docker"
+	}
+	root := filepath.Join(dir, "docker")
+	os.MkdirAll(root, 0o700)
+	sock := filepath.Join(root, "docker.sock")
+	cmd := exec.Command(dockerd, "--data-root", root+"/data", "--exec-root", root+"/run", "--pidfile", root+"/pid",
+		"-H", "unix://"+sock, "--bip", "172.29.204.1/24")
+	p := launch("docker", cmd, sock, root)
+	if p == nil {
+		return nil
+	}
+	p.cli = []string{client, "-H", "unix://" + sock}
+	for _, pid := range children(cmd.Process.Pid) {
+		p.engines = append(p.engines, pid)
+	}
+	cleanup = append(cleanup, func() { stopProcess(cmd) })
+	return p
+}
+
+func startPodman(dir string) *peer {
+	podman, err := exec.LookPath("podman")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "podman is not compared: not installed")
+		return nil
+	}
+	root := filepath.Join(dir, "podman")
+	return &peer{name: "podman", cli: []string{podman, "--root", root + "/data", "--runroot", root + "/run", "--tmpdir", root + "/tmp",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file"}}
+}
+
+// launch starts an engine and waits until it answers a ping.
+func launch(name string, cmd *exec.Cmd, sock, root string) *peer {
+	log, err := os.Create(filepath.Join(root, "log"))
+	if err != nil {
+		fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		fatal(err)
+	}
+	client := unixClient(sock)
+	for time.Since(began) < 60*time.Second {
+		if resp, err := client.Get("http://engine/_ping"); err == nil {
+			resp.Body.Close()
+			return &peer{name: name, socket: sock, engines: []int{cmd.Process.Pid}, boot: time.Since(began)}
+		}
+		if cmd.Process.Signal(syscall.Signal(0)) != nil {
+			break
+		}
+		time.Sleep(2 * time.Millisecond) // polling another program's readiness
+	}
+	text, _ := os.ReadFile(filepath.Join(root, "log"))
+	if len(text) > 2000 {
+		text = text[len(text)-2000:]
+	}
+	fmt.Fprintf(os.Stderr, "%s did not start:\n%s\n", name, text)
+	if name == "onggi" {
+		fatal(errors.New("no engine"))
+	}
+	return nil
+}
+
+func unixClient(sock string) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
+	}}}
+}
+
+func stopProcess(cmd *exec.Cmd) {
+	cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		cmd.Process.Kill()
+		<-done
+	}
+}
+
+// writeBusybox makes a root file system of a static busybox with its applets.
+func writeBusybox(file string) error {
+	path := "/bin/busybox"
+	if _, err := os.Stat(path); err != nil {
+		path = "/usr/bin/busybox"
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("no static busybox (Debian: busybox-static): %w", err)
+	}
+	applets, err := exec.Command(path, "--list").Output()
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := tar.NewWriter(f)
+	for _, d := range []string{"bin/", "etc/", "tmp/", "root/", "proc/", "sys/", "dev/"} {
+		w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755})
+	}
+	w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755, Size: int64(len(data))})
+	w.Write(data)
+	for _, a := range strings.Fields(string(applets)) {
+		if a != "busybox" {
+			w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + a, Linkname: "busybox", Mode: 0o777})
+		}
+	}
+	passwd := "root:x:0:0:root:/root:/bin/sh\n"
+	w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644, Size: int64(len(passwd))})
+	io.WriteString(w, passwd)
+	return w.Close()
+}
+
+func children(pid int) []int {
+	var out []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, s := range dirs {
+		data, err := os.ReadFile(s)
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			if n, err := strconv.Atoi(filepath.Base(filepath.Dir(s))); err == nil {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+func statusKB(pid int, key string) int64 { return keyKB(fmt.Sprintf("/proc/%d/status", pid), key) }
+func rollup(pid int) int64               { return keyKB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss") }
+
+func keyKB(file, key string) int64 {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(data), "\n") {
+		if rest, ok := strings.CutPrefix(line, key+":"); ok {
+			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// median sorts d and returns its middle.
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+	return d[len(d)/2]
+}
+
+func ms(d time.Duration) float64 { return float64(d) / 1e6 }
+
+func wanted(name string) bool {
+	if *only == "" {
+		return true
+	}
+	for _, part := range strings.Split(name, "|") {
+		if ok, err := regexp.MatchString(*only, part); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
+func runCleanup() {
+	for i := len(cleanup) - 1; i >= 0; i-- {
+		cleanup[i]()
+	}
+	cleanup = nil
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	runCleanup()
+	os.Exit(1)
+}
