@@ -77,7 +77,7 @@ type Options struct {
 	Snapshots Snapshots
 	Layers    Layers
 	Mounter   Mounter
-	Content   content.Store                                      // blobs made for remote caches and pushes
+	Content   content.Store                                         // blobs made for remote caches and pushes
 	Lease     func(ctx context.Context, id string, d digest.Digest) // keeps a blob while the id lives
 	Unlease   func(ctx context.Context, id string)
 	Free      func() (int64, error) // free bytes of the disk, for the policy of clean-up
@@ -95,8 +95,12 @@ type Store struct {
 	nodes map[string]*node           // guarded by mu
 	index map[string]map[string]bool // guarded by mu: index value → ids
 
-	pruning sync.Mutex     // one clean-up at a time
-	bg      sync.WaitGroup // detaches and removals under way
+	pruning sync.Mutex // one clean-up at a time
+
+	bg      sync.WaitGroup // the goroutine that works off the queue
+	bgMu    sync.Mutex
+	queue   []func() // guarded by bgMu: in order, since a child goes before its parent
+	working bool     // guarded by bgMu
 }
 
 var _ cache.Manager = (*Store)(nil)
@@ -418,9 +422,29 @@ func (s *Store) dropIndex(idx, id string) {
 	}
 }
 
-// later does file system work off the caller's path.
+// later does file system work off the caller's path, in the order given.
 func (s *Store) later(f func()) {
-	s.bg.Go(f)
+	s.bgMu.Lock()
+	defer s.bgMu.Unlock()
+	s.queue = append(s.queue, f)
+	if s.working {
+		return
+	}
+	s.working = true
+	s.bg.Go(func() {
+		for {
+			s.bgMu.Lock()
+			if len(s.queue) == 0 {
+				s.working, s.queue = false, nil
+				s.bgMu.Unlock()
+				return
+			}
+			f := s.queue[0]
+			s.queue = s.queue[1:]
+			s.bgMu.Unlock()
+			f()
+		}
+	})
 }
 
 func (s *Store) removeSnapshot(name string) {

@@ -1,0 +1,83 @@
+package build
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/onggi/onggi/internal/errdefs"
+)
+
+// grpcCodes is the gRPC code of each of our kinds; others stay Unknown.
+var grpcCodes = map[errdefs.Kind]codes.Code{
+	errdefs.NotFound:     codes.NotFound,
+	errdefs.Conflict:     codes.FailedPrecondition,
+	errdefs.Invalid:      codes.InvalidArgument,
+	errdefs.Unsupported:  codes.Unimplemented,
+	errdefs.Unauthorized: codes.Unauthenticated,
+	errdefs.Forbidden:    codes.PermissionDenied,
+	errdefs.Unavailable:  codes.Unavailable,
+	errdefs.Exhausted:    codes.ResourceExhausted,
+}
+
+// coded gives an error of ours its gRPC code, and leaves BuildKit's alone.
+func coded(err error) error {
+	if err == nil || grpcerrors.Code(err) != codes.Unknown {
+		return err
+	}
+	if c, ok := grpcCodes[errdefs.KindOf(err)]; ok {
+		return grpcerrors.WrapCode(err, c)
+	}
+	return err
+}
+
+// newServer makes a gRPC server through which BuildKit's typed errors pass.
+func newServer() *grpc.Server {
+	return grpc.NewServer(
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor,
+			func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+				resp, err := h(ctx, req)
+				return resp, coded(err)
+			}),
+		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor,
+			func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+				return coded(h(srv, ss))
+			}),
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+	)
+}
+
+// quietBuildKit sends what BuildKit logs to our logger.
+func quietBuildKit(l *slog.Logger) {
+	std := logrus.StandardLogger()
+	std.SetOutput(io.Discard)
+	std.SetLevel(logrus.WarnLevel)
+	std.ReplaceHooks(logrus.LevelHooks{})
+	std.AddHook(&toSlog{l})
+}
+
+type toSlog struct{ l *slog.Logger }
+
+func (h *toSlog) Levels() []logrus.Level {
+	return []logrus.Level{logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel, logrus.WarnLevel}
+}
+
+func (h *toSlog) Fire(e *logrus.Entry) error {
+	level := slog.LevelWarn
+	if e.Level <= logrus.ErrorLevel {
+		level = slog.LevelError
+	}
+	attrs := make([]any, 0, 2*len(e.Data))
+	for k, v := range e.Data {
+		attrs = append(attrs, k, v)
+	}
+	h.l.Log(context.Background(), level, e.Message, attrs...)
+	return nil
+}
