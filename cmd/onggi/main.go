@@ -2,4 +2,10 @@
 // short start-up and errors that say what to try.
 package main
 
-func main() {}
+import (
+	"os"
+
+	"github.com/onggi/onggi/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }

@@ -1,0 +1,490 @@
+package cli
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/onggi/onggi/internal/api"
+)
+
+func imageCommands() []command {
+	return []command{
+		{paths: []string{"images", "image ls", "image list"}, args: "[OPTIONS] [REPOSITORY[:TAG]]", short: "List images", max: 1, setup: setupImages},
+		{paths: []string{"pull", "image pull"}, args: "[OPTIONS] NAME[:TAG|@DIGEST]", short: "Download an image from a registry", min: 1, max: 1, setup: setupPull},
+		{paths: []string{"push", "image push"}, args: "[OPTIONS] NAME[:TAG]", short: "Upload an image to a registry", min: 1, max: 1, setup: setupPush},
+		{paths: []string{"tag", "image tag"}, args: "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", short: "Give an image a further name", min: 2, max: 2, setup: setupTag},
+		{paths: []string{"rmi", "image rm", "image remove"}, args: "[OPTIONS] IMAGE [IMAGE...]", short: "Remove images", min: 1, max: -1, setup: setupRmi},
+		{paths: []string{"history", "image history"}, args: "[OPTIONS] IMAGE", short: "Show the steps that made an image", min: 1, max: 1, setup: setupHistory},
+		{paths: []string{"save", "image save"}, args: "[OPTIONS] IMAGE [IMAGE...]", short: "Write images to a tar archive", min: 1, max: -1, setup: setupSave},
+		{paths: []string{"load", "image load"}, args: "[OPTIONS]", short: "Read images from a tar archive", max: 0, setup: setupLoad},
+		{paths: []string{"import", "image import"}, args: "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]", short: "Make an image of a file system in a tar archive", min: 1, max: 2, setup: setupImport},
+		{paths: []string{"image inspect"}, args: "[OPTIONS] IMAGE [IMAGE...]", short: "Show everything about images", min: 1, max: -1, setup: setupInspect("image")},
+		{paths: []string{"image prune"}, args: "[OPTIONS]", short: "Remove images that nothing uses", max: 0, setup: setupPrune("images")},
+		{paths: []string{"image bootstrap"}, args: "[OPTIONS] NAME[:TAG]", short: "Make a base image from Debian's packages, where no registry can be reached", min: 1, max: 1, setup: setupBootstrap},
+		{paths: []string{"build", "image build", "buildx build", "builder build"}, args: "[OPTIONS] PATH | URL | -", short: "Build an image from a Dockerfile", exit: 1, raw: true, max: -1, setup: setupBuild},
+		{paths: []string{"builder prune", "buildx prune"}, args: "[OPTIONS]", short: "Remove build cache", max: 0, setup: setupPrune("build")},
+		{paths: []string{"search"}, args: "[OPTIONS] TERM", short: "Search Docker Hub", min: 1, max: 1, setup: setupSearch},
+	}
+}
+
+func setupImages(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	all := f.BoolP("all", "a", false, "intermediate ones too")
+	digests := f.Bool("digests", false, "digests too")
+	filter := f.StringArrayP("filter", "f", nil, "only those that match: dangling=true, reference=…")
+	format := f.String("format", "", "table, json, or a Go template")
+	noTrunc := f.Bool("no-trunc", false, "do not shorten")
+	quiet := f.BoolP("quiet", "q", false, "ids only")
+	f.Bool("tree", false, "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		set := *filter
+		if len(args) == 1 {
+			set = append(set, "reference="+args[0])
+		}
+		q, err := filters(set)
+		if err != nil {
+			return err
+		}
+		if *all {
+			q.Set("all", "1")
+		}
+		if *format == "" && !*quiet {
+			*format = e.cfg.load().ImgFormat
+		}
+		var images []api.ImageSummary
+		if err := e.call(ctx, "GET", "/images/json", q, nil, &images); err != nil {
+			return err
+		}
+		l := &list{columns: []string{"Repository", "Tag", "ID", "CreatedSince", "Size"}, quiet: "ID", titles: map[string]string{"ID": "IMAGE ID", "CreatedSince": "CREATED"}}
+		if *digests {
+			l.columns = []string{"Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"}
+		}
+		now := time.Now()
+		seen := map[string]bool{}
+		for _, im := range images {
+			for _, r := range imageRows(im, now, *noTrunc) {
+				if *quiet && *format == "" {
+					if seen[r["ID"]] {
+						continue
+					}
+					seen[r["ID"]] = true
+				}
+				l.rows = append(l.rows, r)
+			}
+		}
+		return e.show(l, *format, *quiet)
+	}
+}
+
+func imageRows(im api.ImageSummary, now time.Time, noTrunc bool) []row {
+	id := im.ID
+	if !noTrunc {
+		id = shortID(id)
+	}
+	digestOf := map[string]string{}
+	for _, d := range im.RepoDigests {
+		repo, dg, _ := strings.Cut(d, "@")
+		digestOf[repo] = dg
+	}
+	created := time.Unix(im.Created, 0)
+	base := func(repo, tag, digest string) row {
+		since := ago(now.Sub(created)) + " ago"
+		if im.Created == 0 {
+			since = "N/A"
+		}
+		containers := "N/A"
+		if im.Containers >= 0 {
+			containers = strconv.FormatInt(im.Containers, 10)
+		}
+		return row{"ID": id, "Repository": repo, "Tag": tag, "Digest": digest, "CreatedSince": since, "CreatedAt": created.Format("2006-01-02 15:04:05 -0700 MST"),
+			"Size": humanSize(im.Size), "VirtualSize": humanSize(im.Size), "SharedSize": "N/A", "UniqueSize": "N/A", "Containers": containers}
+	}
+	var rows []row
+	tags := append([]string{}, im.RepoTags...)
+	sort.Strings(tags)
+	for _, t := range tags {
+		repo, tag := splitTag(t)
+		if repo == "<none>" {
+			continue
+		}
+		d := digestOf[repo]
+		if d == "" {
+			d = "<none>"
+		}
+		rows = append(rows, base(repo, tag, d))
+	}
+	if len(rows) == 0 {
+		for repo, d := range digestOf {
+			rows = append(rows, base(repo, "<none>", d))
+		}
+	}
+	if len(rows) == 0 {
+		rows = append(rows, base("<none>", "<none>", "<none>"))
+	}
+	return rows
+}
+
+func setupPull(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	allTags := f.BoolP("all-tags", "a", false, "every tag of the repository")
+	platform := f.String("platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "platform, where the image has several")
+	quiet := f.BoolP("quiet", "q", false, "print the name only")
+	f.Bool("disable-content-trust", true, "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		if *allTags {
+			return errors.New("--all-tags is not supported yet: name the tags")
+		}
+		if err := e.pull(ctx, args[0], *platform, *quiet, e.out); err != nil {
+			return err
+		}
+		fmt.Fprintln(e.out, canonical(args[0]))
+		return nil
+	}
+}
+
+// canonical writes a name out in full, as Docker prints it after a pull.
+func canonical(name string) string {
+	domain, _, ok := strings.Cut(name, "/")
+	switch {
+	case !ok:
+		name = "docker.io/library/" + name
+	case !strings.ContainsAny(domain, ".:") && domain != "localhost":
+		name = "docker.io/" + name
+	}
+	if _, tag := splitTag(name); tag == "" && !strings.Contains(name, "@") {
+		name += ":latest"
+	}
+	return name
+}
+
+// pull downloads an image and shows how it goes on w.
+func (e *env) pull(ctx context.Context, name, platform string, quiet bool, w io.Writer) error {
+	repo, tag := splitTag(name)
+	if r, d, ok := strings.Cut(name, "@"); ok {
+		repo, tag = r, d
+		if n, t := splitTag(r); t != "" {
+			repo = n
+		}
+	} else if tag == "" {
+		tag = "latest"
+		if !quiet {
+			fmt.Fprintln(w, "Using default tag: latest")
+		}
+	}
+	q := url.Values{"fromImage": {repo}, "tag": {tag}}
+	if platform != "" {
+		q.Set("platform", platform)
+	}
+	auth, err := e.registryAuth(name)
+	if err != nil {
+		return err
+	}
+	resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/create", Query: q, Header: auth})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if quiet {
+		w = io.Discard
+	}
+	return showProgress(resp.Body, w, nil)
+}
+
+func setupPush(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	allTags := f.BoolP("all-tags", "a", false, "every tag of the repository")
+	platform := f.String("platform", "", "one platform only")
+	quiet := f.BoolP("quiet", "q", false, "print the name only")
+	f.Bool("disable-content-trust", true, "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		name, tag := splitTag(args[0])
+		if *allTags && tag != "" {
+			return &usageError{text: "--all-tags excludes a tag"}
+		}
+		if !*allTags && tag == "" {
+			tag = "latest"
+			if !*quiet {
+				fmt.Fprintln(e.out, "Using default tag: latest")
+			}
+		}
+		q := url.Values{}
+		if tag != "" {
+			q.Set("tag", tag)
+		}
+		if *platform != "" {
+			return errors.New("--platform is not supported for push yet: the image's own platform is pushed")
+		}
+		auth, err := e.registryAuth(args[0])
+		if err != nil {
+			return err
+		}
+		if auth == nil {
+			auth = map[string]string{"X-Registry-Auth": base64.URLEncoding.EncodeToString([]byte("{}"))}
+		}
+		resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/" + escape(name) + "/push", Query: q, Header: auth})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		w := e.out
+		if *quiet {
+			w = io.Discard
+		} else {
+			fmt.Fprintf(e.out, "The push refers to repository [%s]\n", strings.TrimSuffix(canonical(name+":x"), ":x"))
+		}
+		if err := showProgress(resp.Body, w, nil); err != nil {
+			return err
+		}
+		if *quiet {
+			fmt.Fprintln(e.out, canonical(args[0]))
+		}
+		return nil
+	}
+}
+
+// escape keeps the slashes of an image's name.
+func escape(name string) string {
+	parts := strings.Split(name, "/")
+	for i := range parts {
+		parts[i] = url.PathEscape(parts[i])
+	}
+	return strings.Join(parts, "/")
+}
+
+func setupTag(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		repo, tag := splitTag(args[1])
+		return e.call(ctx, "POST", "/images/"+escape(args[0])+"/tag", url.Values{"repo": {repo}, "tag": {tag}}, nil, nil)
+	}
+}
+
+func setupRmi(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	force := f.BoolP("force", "f", false, "also where stopped containers use them")
+	noPrune := f.Bool("no-prune", false, "keep untagged parents")
+	f.StringArray("platform", nil, "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		q := url.Values{}
+		if *force {
+			q.Set("force", "1")
+		}
+		if *noPrune {
+			q.Set("noprune", "1")
+		}
+		return e.each(args, func(name string) error {
+			var gone []api.Removed
+			err := e.call(ctx, "DELETE", "/images/"+escape(name), q, nil, &gone)
+			if *force && isNotFound(err) {
+				fmt.Fprintf(e.err, "onggi: %s\n", err)
+				return nil
+			}
+			for _, r := range gone {
+				line := removedLine(r)
+				fmt.Fprintln(e.out, strings.ToUpper(line[:1])+line[1:])
+			}
+			return err
+		})
+	}
+}
+
+func setupHistory(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	format := f.String("format", "", "table, json, or a Go template")
+	human := f.BoolP("human", "H", true, "sizes and dates for people")
+	noTrunc := f.Bool("no-trunc", false, "do not shorten")
+	quiet := f.BoolP("quiet", "q", false, "ids only")
+	f.String("platform", "", "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		var items []api.HistoryItem
+		if err := e.call(ctx, "GET", "/images/"+escape(args[0])+"/history", nil, nil, &items); err != nil {
+			return err
+		}
+		l := &list{columns: []string{"ID", "CreatedSince", "CreatedBy", "Size", "Comment"}, quiet: "ID", titles: map[string]string{"ID": "IMAGE", "CreatedSince": "CREATED"}}
+		now := time.Now()
+		for _, h := range items {
+			id, by := h.ID, strings.ReplaceAll(h.CreatedBy, "\t", " ")
+			if !*noTrunc {
+				if id != "<missing>" {
+					id = shortID(id)
+				}
+				by = ellipsis(by, 45)
+			}
+			at := time.Unix(h.Created, 0)
+			since, size := ago(now.Sub(at))+" ago", humanSize(h.Size)
+			if !*human {
+				since, size = at.Format(time.RFC3339), strconv.FormatInt(h.Size, 10)
+			}
+			if h.Created <= 0 {
+				since = "N/A"
+			}
+			l.rows = append(l.rows, row{"ID": id, "CreatedSince": since, "CreatedAt": at.Format(time.RFC3339), "CreatedBy": by, "Size": size, "Comment": h.Comment})
+		}
+		return e.show(l, *format, *quiet)
+	}
+}
+
+func setupSave(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	output := f.StringP("output", "o", "", "write to this file")
+	platform := f.StringArray("platform", nil, "one platform only")
+	return func(ctx context.Context, args []string) error {
+		w, done, err := e.output(*output)
+		if err != nil {
+			return err
+		}
+		q := url.Values{"names": args}
+		for _, p := range *platform {
+			q.Add("platform", p)
+		}
+		return done(e.stream(ctx, api.Request{Method: "GET", Path: "/images/get", Query: q}, w))
+	}
+}
+
+func setupLoad(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	input := f.StringP("input", "i", "", "read this file")
+	quiet := f.BoolP("quiet", "q", false, "no progress")
+	f.StringArray("platform", nil, "accepted for Docker's sake")
+	return func(ctx context.Context, args []string) error {
+		in := io.Reader(e.in)
+		if *input != "" {
+			file, err := os.Open(*input)
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			in = file
+		} else if isTerminal(e.in) {
+			return &hinted{errors.New("an archive is expected on standard input, not a terminal"), "onggi load -i FILE"}
+		}
+		resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/load", Query: url.Values{"quiet": {map[bool]string{true: "1", false: "0"}[*quiet]}},
+			Header: map[string]string{"Content-Type": "application/x-tar"}, Body: in})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		return showProgress(resp.Body, e.out, nil)
+	}
+}
+
+func setupImport(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	change := f.StringArrayP("change", "c", nil, "Dockerfile instruction to apply")
+	message := f.StringP("message", "m", "", "message")
+	platform := f.String("platform", "", "platform of the result")
+	return func(ctx context.Context, args []string) error {
+		name := ""
+		if len(args) == 2 {
+			name = args[1]
+		}
+		var body io.Reader
+		src := "-"
+		switch {
+		case args[0] == "-":
+			body = e.in
+		case strings.HasPrefix(args[0], "http://") || strings.HasPrefix(args[0], "https://"):
+			src = args[0]
+		default:
+			file, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			body = file
+		}
+		return e.importTar(ctx, src, body, name, *message, *platform, *change)
+	}
+}
+
+func (e *env) importTar(ctx context.Context, src string, body io.Reader, name, message, platform string, changes []string) error {
+	q := url.Values{"fromSrc": {src}, "message": {message}, "changes": changes}
+	if name != "" {
+		repo, tag := splitTag(name)
+		q.Set("repo", repo)
+		q.Set("tag", tag)
+	}
+	if platform != "" {
+		q.Set("platform", platform)
+	}
+	resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/create", Query: q, Header: map[string]string{"Content-Type": "application/x-tar"}, Body: body})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return showProgress(resp.Body, e.out, nil)
+}
+
+func setupSearch(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	f.StringArrayP("filter", "f", nil, "only those that match")
+	format := f.String("format", "", "table, json, or a Go template")
+	limit := f.Int("limit", 0, "number of results")
+	f.Bool("no-trunc", false, "do not shorten")
+	return func(ctx context.Context, args []string) error {
+		q := url.Values{"term": {args[0]}}
+		if *limit > 0 {
+			q.Set("limit", strconv.Itoa(*limit))
+		}
+		var found []struct {
+			Name, Description string
+			StarCount         int  `json:"star_count"`
+			IsOfficial        bool `json:"is_official"`
+		}
+		if err := e.call(ctx, "GET", "/images/search", q, nil, &found); err != nil {
+			return err
+		}
+		l := &list{columns: []string{"Name", "Description", "StarCount", "IsOfficial"}, titles: map[string]string{"StarCount": "STARS", "IsOfficial": "OFFICIAL"}}
+		for _, s := range found {
+			l.rows = append(l.rows, row{"Name": s.Name, "Description": ellipsis(s.Description, 45), "StarCount": strconv.Itoa(s.StarCount), "IsOfficial": map[bool]string{true: "[OK]"}[s.IsOfficial]})
+		}
+		return e.show(l, *format, false)
+	}
+}
+
+func setupBuild(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		// An engine must be there before the build's client opens its session.
+		if err := e.call(ctx, "GET", "/_ping", nil, nil, nil); err != nil && !strings.Contains(err.Error(), "read the") {
+			return err
+		}
+		path := e.sibling("onggi-build")
+		cmd := exec.Command(path, args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = e.in, e.out, e.err
+		cmd.Env = append(os.Environ(), "ONGGI_HOST="+e.host, "ONGGI_CONFIG="+configDir(e.cfg.dir))
+		if err := cmd.Run(); err != nil {
+			if x, ok := err.(*exec.ExitError); ok {
+				return exitCode(max(x.ExitCode(), 1))
+			}
+			return &hinted{fmt.Errorf("start the build's client: %w", err), "install onggi-build beside onggi"}
+		}
+		return nil
+	}
+}
+
+// registryAuth is the header with the credentials for an image's registry; nil
+// without any.
+func (e *env) registryAuth(image string) (map[string]string, error) {
+	a, err := e.cfg.credentials(registryOf(image))
+	if err != nil || a == nil {
+		return nil, err
+	}
+	data, err := json.Marshal(a)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"X-Registry-Auth": base64.URLEncoding.EncodeToString(data)}, nil
+}
+
+// registryOf is the key of an image's registry in config.json.
+func registryOf(image string) string {
+	name := canonical(image)
+	host, _, _ := strings.Cut(name, "/")
+	if host == "docker.io" {
+		return "https://index.docker.io/v1/"
+	}
+	return host
+}
