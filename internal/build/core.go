@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -56,8 +57,10 @@ type parts struct {
 	executor  executor.Executor
 	images    worker.Images
 	hosts     docker.RegistryHosts
-	disk      func() (total, free int64, err error)
-	logger    *slog.Logger
+	// unpack extracts a build context.
+	unpack func(ctx context.Context, r io.Reader, dir string) error
+	disk   func() (total, free int64, err error)
+	logger *slog.Logger
 }
 
 // core is BuildKit, wired.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,13 +12,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
-	"github.com/moby/buildkit/util/entitlements"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/tonistiigi/fsutil"
-	"google.golang.org/grpc"
 
 	"github.com/onggi/onggi/internal/build/refs"
 	"github.com/onggi/onggi/internal/build/refs/refstest"
@@ -29,8 +29,6 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-var _ = sourceresolver.Opt{}
-
 // nopExecutor pretends that every RUN succeeds.
 type nopExecutor struct{ runs int }
 
@@ -40,6 +38,9 @@ func (e *nopExecutor) Run(_ context.Context, _ string, _ executor.Mount, _ []exe
 		close(started)
 	}
 	fmt.Fprintf(p.Stdout, "ran %v\n", p.Meta.Args)
+	if len(p.Meta.Args) > 0 && strings.Contains(p.Meta.Args[len(p.Meta.Args)-1], "exit 3") {
+		return nil, &gatewayapi.ExitError{ExitCode: 3}
+	}
 	return nil, nil
 }
 
@@ -115,6 +116,10 @@ func newBuilder(t *testing.T, exec executor.Executor) *builder {
 		},
 		snapshots: snaps, layers: refstest.Layers{}, mounter: snaps, executor: exec, images: images,
 		disk: func() (int64, int64, error) { return 1 << 40, 1 << 39, nil },
+		unpack: func(ctx context.Context, r io.Reader, dir string) error {
+			_, err := archive.Apply(ctx, dir, r)
+			return err
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -149,8 +154,6 @@ func serve(t *testing.T, c *core) *builder {
 	})
 	return &builder{t: t, c: c, client: cl}
 }
-
-var _ grpc.ServiceRegistrar
 
 // result is what a build gave back.
 type result struct {
@@ -233,8 +236,6 @@ func contextDir(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-var _ = entitlements.EntitlementNetworkHost
-
 func TestDockerfileToImageAndCache(t *testing.T) {
 	b := newBuilder(t, &nopExecutor{})
 	dir := contextDir(t, map[string]string{
@@ -294,4 +295,16 @@ func TestDockerfileToImageAndCache(t *testing.T) {
 	if n := len(b.images.byName["docker.io/library/child:latest"].Layers); n != 3 {
 		t.Errorf("child has %d layers", n)
 	}
+}
+
+// hangingExecutor runs until it is cancelled.
+type hangingExecutor struct {
+	nopExecutor
+	started chan struct{}
+}
+
+func (e *hangingExecutor) Run(ctx context.Context, _ string, _ executor.Mount, _ []executor.Mount, _ executor.ProcessInfo, _ chan<- struct{}) (resourcestypes.Recorder, error) {
+	close(e.started)
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
 }

@@ -1,0 +1,164 @@
+package build
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"io"
+	"strings"
+	"testing"
+)
+
+// tarOf makes a tar of file name → content.
+func tarOf(t *testing.T, files map[string]string) io.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, content := range files {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content)), Uid: 1234}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+// classic runs a classic build, and returns what was emitted.
+func (b *builder) classic(r ClassicRequest) ([]Message, error) {
+	s := &Service{built: b.c}
+	var out []Message
+	err := s.Classic(b.t.Context(), r, func(m Message) error { out = append(out, m); return nil })
+	return out, err
+}
+
+func streams(ms []Message) string {
+	var b strings.Builder
+	for _, m := range ms {
+		b.WriteString(m.Stream)
+	}
+	return b.String()
+}
+
+func TestClassicTar(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	arg := "v"
+	ms, err := b.classic(ClassicRequest{
+		Version: "1", Tags: []string{"classic"}, BuildArgs: map[string]*string{"A": &arg}, Labels: map[string]string{"l": "m"},
+		Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nARG A\nRUN echo $A\nCOPY f /f\n", "f": "x"}),
+	})
+	if err != nil {
+		t.Fatal(err, ms)
+	}
+	text := streams(ms)
+	for _, want := range []string{"Step 1/2 : RUN echo v\n", "ran [/bin/sh -c echo $A]", "Step 2/2 : COPY f /f\n", "Successfully built ", "Successfully tagged classic:latest\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	var id string
+	for _, m := range ms {
+		if a, ok := m.Aux.(builtImage); ok {
+			id = a.ID
+		}
+	}
+	if !strings.HasPrefix(id, "sha256:") {
+		t.Errorf("image id %q", id)
+	}
+	img, err := b.images.Get(t.Context(), "docker.io/library/classic:latest", b.c.worker.Platforms(false)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(img.Config), `"l":"m"`) {
+		t.Errorf("label is missing: %s", img.Config)
+	}
+}
+
+func TestClassicStatusMessages(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	ms, err := b.classic(ClassicRequest{Version: "2", Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": "x"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]int{}
+	for _, m := range ms {
+		ids[m.ID]++
+	}
+	if ids["moby.buildkit.trace"] == 0 || ids["moby.image.id"] != 1 || ids[""] != 0 {
+		t.Errorf("messages: %v", ids)
+	}
+}
+
+func TestFailuresExplainThemselves(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		code  int
+		want  []string
+	}{
+		{"syntax", map[string]string{"Dockerfile": "FROM scratch\nRNU x\n"}, 0, []string{"Dockerfile:2", "2 | >>> RNU x", "unknown instruction: RNU"}},
+		{"failing RUN", map[string]string{"Dockerfile": "FROM scratch\nENV a=b\nRUN exit 3\n"}, 3, []string{"Dockerfile:3", ">>> RUN exit 3", "exit code: 3"}},
+		{"missing source", map[string]string{"Dockerfile": "FROM scratch\nCOPY nope /x\n"}, 0, []string{"Dockerfile:2", "nope", "not found"}},
+		{"missing image", map[string]string{"Dockerfile": "FROM nosuchimage:1\n"}, 0, []string{"nosuchimage"}},
+		{"missing Dockerfile", map[string]string{"x": ""}, 0, []string{`cannot find the Dockerfile "Dockerfile"`}},
+		{"empty Dockerfile", map[string]string{"Dockerfile": ""}, 0, []string{"empty"}},
+		{"unknown stage", map[string]string{"Dockerfile": "FROM scratch\nCOPY --from=7 a b\n"}, 0, []string{"7"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ms, err := b.classic(ClassicRequest{Version: "1", Tar: tarOf(t, c.files)})
+			if err == nil {
+				t.Fatal("it was built")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("no %q in: %v", w, err)
+				}
+			}
+			if c.code != 0 && ms[len(ms)-1].ErrorDetail.Code != c.code {
+				t.Errorf("exit code %d, want %d", ms[len(ms)-1].ErrorDetail.Code, c.code)
+			}
+		})
+	}
+}
+
+// The typed errors must survive the way over gRPC.
+func TestErrorsOverGRPC(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	dir := contextDir(t, map[string]string{"Dockerfile": "FROM scratch\nRUN exit 3\n"})
+	_, err := b.build(t.Context(), buildOptions{dir: dir})
+	if err == nil {
+		t.Fatal("it was built")
+	}
+	if src := sourceOf(err); !strings.Contains(src, "Dockerfile:2") {
+		t.Errorf("the place was lost: %q in %v", src, err)
+	}
+	if f, ok := explain(err).(*failedStep); !ok || f.code != 3 {
+		t.Errorf("the exit code was lost: %v", err)
+	}
+}
+
+func TestCancelledClassicBuild(t *testing.T) {
+	exec := &hangingExecutor{started: make(chan struct{})}
+	b := newBuilder(t, exec)
+	s := &Service{built: b.c}
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Classic(t.Context(), ClassicRequest{Version: "1", BuildID: "b1",
+			Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nRUN sleep\n"})}, func(Message) error { return nil })
+	}()
+	<-exec.started
+	if err := s.Cancel("b1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
+		t.Errorf("a cancelled build: %v", err)
+	}
+	if err := s.Cancel("b1"); err != nil {
+		t.Errorf("cancelling twice: %v", err)
+	}
+}

@@ -1,0 +1,174 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/solver/errdefs"
+	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
+)
+
+// solve runs one build, and reports its status as it goes.
+func (c *core) solve(ctx context.Context, req *controlapi.SolveRequest, report func(*controlapi.StatusResponse)) (map[string]string, error) {
+	var resp *controlapi.SolveResponse
+	eg, ectx := errgroup.WithContext(ctx)
+	// The status is read to its end also when the build was cancelled; it ends
+	// with the job.
+	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	eg.Go(func() (err error) {
+		defer func() {
+			if err != nil {
+				stop() // there may be no job whose status could end
+			}
+		}()
+		resp, err = c.control.Solve(ectx, req)
+		return err
+	})
+	statusDone := make(chan struct{})
+	go func() {
+		defer close(statusDone)
+		c.control.Status(&controlapi.StatusRequest{Ref: req.Ref}, &statusStream{
+			ctx:  func() context.Context { return sctx },
+			send: report,
+		})
+	}()
+	err := eg.Wait()
+	<-statusDone
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	return resp.ExporterResponse, nil
+}
+
+// statusStream is the server's side of a status call that never leaves the
+// process.
+type statusStream struct {
+	ctx  func() context.Context
+	send func(*controlapi.StatusResponse)
+}
+
+var _ controlapi.Control_StatusServer = (*statusStream)(nil)
+
+func (s *statusStream) Context() context.Context                { return s.ctx() }
+func (s *statusStream) SetHeader(metadata.MD) error             { return nil }
+func (s *statusStream) SendHeader(metadata.MD) error            { return nil }
+func (s *statusStream) SetTrailer(metadata.MD)                  {}
+func (s *statusStream) RecvMsg(any) error                       { return errors.New("a status stream only sends") }
+func (s *statusStream) Send(r *controlapi.StatusResponse) error { s.send(r); return nil }
+func (s *statusStream) SendMsg(m any) error {
+	r, ok := m.(*controlapi.StatusResponse)
+	if !ok {
+		return fmt.Errorf("a status stream cannot send %T", m)
+	}
+	s.send(r)
+	return nil
+}
+
+// classicWriter words a build's progress for POST /build.
+type classicWriter struct {
+	emit  func(Message) error
+	plain bool
+	shown map[string]bool // vertices that were announced
+}
+
+// status passes a status on: as BuildKit's bytes for clients that know them,
+// else as the lines of the old builder.
+func (w *classicWriter) status(r *controlapi.StatusResponse) {
+	if !w.plain {
+		if b, err := r.MarshalVT(); err == nil {
+			w.emit(Message{ID: "moby.buildkit.trace", Aux: b})
+		}
+		return
+	}
+	if w.shown == nil {
+		w.shown = map[string]bool{}
+	}
+	for _, v := range r.Vertexes {
+		if v.Started != nil && !w.shown[v.Digest] {
+			w.shown[v.Digest] = true
+			w.emit(Message{Stream: stepLine(v.Name)})
+		}
+		if v.Completed != nil && v.Cached && !w.shown[v.Digest+"/cached"] {
+			w.shown[v.Digest+"/cached"] = true
+			w.emit(Message{Stream: " ---> Using cache\n"})
+		}
+	}
+	for _, l := range r.Logs {
+		w.emit(Message{Stream: string(l.Msg)})
+	}
+	for _, m := range r.Warnings {
+		w.emit(Message{Stream: "warning: " + string(m.Short) + "\n"})
+	}
+}
+
+// stepLine turns "[a 2/3] RUN x" into "Step a 2/3 : RUN x".
+func stepLine(name string) string {
+	if head, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "] "); ok && strings.HasPrefix(name, "[") && strings.Contains(head, "/") {
+		return "Step " + head + " : " + rest + "\n"
+	}
+	return name + "\n"
+}
+
+func (w *classicWriter) failed(err error) {
+	d := &ErrorDetail{Message: err.Error()}
+	var f *failedStep
+	if errors.As(err, &f) {
+		d.Code = f.code
+	}
+	w.emit(Message{Error: d.Message, ErrorDetail: d})
+}
+
+func (w *classicWriter) built(id string, tags []string) error {
+	if id == "" {
+		return nil
+	}
+	if !w.plain {
+		return w.emit(Message{ID: "moby.image.id", Aux: builtImage{id}})
+	}
+	if err := w.emit(Message{Aux: builtImage{id}}); err != nil {
+		return err
+	}
+	short := digest.Digest(id).Encoded()
+	if len(short) > 12 {
+		short = short[:12]
+	}
+	if err := w.emit(Message{Stream: "Successfully built " + short + "\n"}); err != nil {
+		return err
+	}
+	for _, t := range tags {
+		if err := w.emit(Message{Stream: "Successfully tagged " + shownName(t) + "\n"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sourceOf shows the lines of the Dockerfile that an error is about.
+func sourceOf(err error) string {
+	var b strings.Builder
+	for _, s := range errdefs.Sources(err) {
+		if s.Info == nil || len(s.Ranges) == 0 {
+			continue
+		}
+		lines := strings.Split(string(s.Info.Data), "\n")
+		first, last := s.Ranges[0].Start.Line, s.Ranges[0].End.Line
+		if last < first {
+			last = first
+		}
+		fmt.Fprintf(&b, "%s:%d\n", s.Info.Filename, first)
+		for n := max(1, first-2); n <= min(int32(len(lines)), last+2); n++ {
+			mark := "   "
+			if n >= first && n <= last {
+				mark = ">>>"
+			}
+			fmt.Fprintf(&b, "%4d | %s %s\n", n, mark, lines[n-1])
+		}
+	}
+	return b.String()
+}
