@@ -578,11 +578,12 @@ func (g *Group) Delete() error {
 		g.unit.stop()
 	}
 	var errs []error
+	deadline := time.Now().Add(removeWait)
 	for _, d := range g.dirs {
 		if !d.own {
 			continue
 		}
-		if err := removeTree(d.path); err != nil {
+		if err := removeTree(d.path, deadline); err != nil {
 			e := errdefs.New(kindOf(err), "remove", "control group "+d.path, err)
 			if err == unix.EBUSY {
 				procs, _ := g.Procs()
@@ -595,11 +596,14 @@ func (g *Group) Delete() error {
 	return errors.Join(errs...)
 }
 
-// removeTree removes a directory of groups, waiting for dying processes.
-func removeTree(p string) error {
-	for wait := time.Millisecond; ; wait *= 2 {
+// removeWait is how long Delete waits for dying processes.
+const removeWait = time.Second
+
+// removeTree removes a directory of groups.
+func removeTree(p string, deadline time.Time) error {
+	for wait := time.Millisecond; ; wait = min(wait*2, 100*time.Millisecond) {
 		err := removeOnce(p)
-		if err != unix.EBUSY || wait > 600*time.Millisecond {
+		if err != unix.EBUSY || time.Now().After(deadline) {
 			return err
 		}
 		time.Sleep(wait)

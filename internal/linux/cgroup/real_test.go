@@ -36,7 +36,7 @@ func name(t *testing.T) string {
 	}
 	t.Cleanup(func() {
 		for _, h := range l.hiers {
-			if err := removeTree(h.dir + parent); err != nil {
+			if err := removeTree(h.dir+parent, time.Now().Add(removeWait)); err != nil {
 				t.Errorf("left behind in %s: %v", h.dir, err)
 			}
 		}
@@ -396,7 +396,7 @@ func TestStats(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.find("memory") != nil && (s.Memory.Usage == 0 || len(s.Memory.Stat) == 0) {
+	if g.find("memory") != nil && (s.Memory.Limit == 0 || len(s.Memory.Stat) == 0) {
 		t.Errorf("memory: %+v", s.Memory)
 	}
 	if g.find("pids") != nil && s.Pids.Current == 0 {
@@ -493,7 +493,7 @@ func BenchmarkCreateDelete(b *testing.B) {
 	}
 	defer func() {
 		for _, h := range l.hiers {
-			removeTree(h.dir + parent)
+			removeTree(h.dir+parent, time.Now().Add(removeWait))
 		}
 	}()
 	var removing time.Duration
