@@ -85,28 +85,16 @@ func DialPacket(path string) (*PacketConn, error) {
 	return packetConn(fd)
 }
 
-// Send writes one packet with files beside it; the files stay the caller's.
+// Send writes one packet with descriptors beside it, which stay the caller's.
 // It waits while the peer's queue is full.
-func (c *PacketConn) Send(p []byte, files ...*os.File) error {
-	if len(files) > MaxPassedFiles {
-		return fmt.Errorf("%d descriptors in one packet, of at most %d", len(files), MaxPassedFiles)
-	}
-	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			fds[i] = int(RawFD(f))
-		}
-		oob = unix.UnixRights(fds...)
+func (c *PacketConn) Send(p []byte, fds ...int) error {
+	if len(fds) > MaxPassedFiles {
+		return fmt.Errorf("%d descriptors in one packet, of at most %d", len(fds), MaxPassedFiles)
 	}
 	var serr error
 	err := c.rc.Write(func(fd uintptr) bool {
-		for {
-			serr = unix.Sendmsg(int(fd), p, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-			if serr != unix.EINTR {
-				return serr != unix.EAGAIN
-			}
-		}
+		serr = sendNow(int(fd), p, fds)
+		return serr != unix.EAGAIN
 	})
 	if err == nil {
 		err = os.NewSyscallError("sendmsg", serr)
@@ -114,10 +102,37 @@ func (c *PacketConn) Send(p []byte, files ...*os.File) error {
 	return err
 }
 
-// Recv reads one packet into p. Its files are the caller's to close. The end of
-// the connection is io.EOF; a packet that does not fit is ErrTruncated, and the
-// connection stays usable.
-func (c *PacketConn) Recv(p []byte) (n int, files []*os.File, err error) {
+// TrySend is Send without waiting; false tells that the peer's queue is full.
+func (c *PacketConn) TrySend(p []byte, fds ...int) (sent bool, err error) {
+	var serr error
+	err = c.rc.Control(func(fd uintptr) { serr = sendNow(int(fd), p, fds) })
+	if err == nil && serr == unix.EAGAIN {
+		return false, nil
+	}
+	if err == nil {
+		err = os.NewSyscallError("sendmsg", serr)
+	}
+	return err == nil, err
+}
+
+func sendNow(sock int, p []byte, fds []int) error {
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	for {
+		err := unix.Sendmsg(sock, p, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Recv reads one packet into p. The descriptors with it are the caller's to
+// close; they are raw, since a File of a non-blocking one would make the Go
+// runtime watch it. The end of the connection is io.EOF; a packet that does not
+// fit is ErrTruncated, and the connection stays usable.
+func (c *PacketConn) Recv(p []byte) (n int, fds []int, err error) {
 	var oobBuf [unix.SizeofCmsghdr + 4*(MaxPassedFiles+1)]byte
 	var oobn, flags int
 	var serr error
@@ -136,37 +151,34 @@ func (c *PacketConn) Recv(p []byte) (n int, files []*os.File, err error) {
 		return 0, nil, err
 	}
 	if oobn > 0 {
-		if files, err = rights(oobBuf[:oobn]); err != nil {
+		if fds, err = rights(oobBuf[:oobn]); err != nil {
 			return 0, nil, err
 		}
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		CloseAll(files)
+		CloseFDs(fds)
 		return 0, nil, ErrTruncated
 	}
-	if n == 0 && len(files) == 0 {
+	if n == 0 && len(fds) == 0 {
 		return 0, nil, io.EOF
 	}
-	return n, files, nil
+	return n, fds, nil
 }
 
-// rights makes files of the descriptors in a control message.
-func rights(oob []byte) ([]*os.File, error) {
+// rights are the descriptors in a control message.
+func rights(oob []byte) ([]int, error) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
 	}
-	var files []*os.File
+	var all []int
 	for i := range msgs {
-		fds, err := unix.ParseUnixRights(&msgs[i])
-		if err != nil {
-			continue // credentials, which nobody asked for
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		// Anything else would be credentials, which nobody asked for.
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			all = append(all, fds...)
 		}
 	}
-	return files, nil
+	return all, nil
 }
 
 // PeerCred is who was at the other end when the connection was made.
@@ -285,12 +297,28 @@ func RawFD(f *os.File) uintptr {
 	return n
 }
 
-// CloseAll closes the files that are not nil.
-func CloseAll(files []*os.File) {
-	for _, f := range files {
-		if f != nil {
-			f.Close()
-		}
+// RawFDs are the numbers of files, which the caller keeps open meanwhile.
+func RawFDs(files []*os.File) []int {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(RawFD(f))
+	}
+	return fds
+}
+
+// Files makes a File of each descriptor and owns it.
+func Files(fds []int) []*os.File {
+	files := make([]*os.File, len(fds))
+	for i, fd := range fds {
+		files[i] = os.NewFile(uintptr(fd), "passed")
+	}
+	return files
+}
+
+// CloseFDs closes the descriptors that are not negative.
+func CloseFDs(fds []int) {
+	for _, fd := range fds {
+		CloseFD(fd)
 	}
 }
 

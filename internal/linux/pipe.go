@@ -18,29 +18,93 @@ func Pipe() (r, w int, err error) {
 	return p[0], p[1], nil
 }
 
-// UnbreakablePipe makes a pipe for a program's output: r reads, without
-// blocking; w blocks, and is open for reading too. Whoever holds w therefore
+// InputPipe makes a pipe for a program's input: w writes without blocking, r is
+// for the program.
+func InputPipe() (r *os.File, w int, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, -1, os.NewSyscallError("pipe2", err)
+	}
+	if err := SetNonblockFD(p[1]); err != nil {
+		CloseFDs(p[:])
+		return nil, -1, err
+	}
+	return os.NewFile(uintptr(p[0]), "|0"), p[1], nil
+}
+
+// OutputPipe makes a pipe for a program's output: r reads without blocking, w is
+// for the program.
+//
+// If it is to be unbreakable, w is open for reading too. Whoever holds it then
 // never gets EPIPE or SIGPIPE when every r is gone: its writes wait in the pipe,
 // and a new reader finds them there. End of file still reaches r when the last w
 // is closed, because r counts as no writer.
-func UnbreakablePipe() (r int, w *os.File, err error) {
+func OutputPipe(unbreakable bool) (r int, w *os.File, err error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return -1, nil, os.NewSyscallError("pipe2", err)
 	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", p[1]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err := SetNonblockFD(p[0]); err != nil {
+		CloseFDs(p[:])
+		return -1, nil, err
+	}
+	if unbreakable {
+		// Without /proc it stays a pipe like any other.
+		if fd, err := openPipe(p[1]); err == nil {
+			unix.Close(p[1])
+			p[1] = fd
+		}
+	}
+	return p[0], os.NewFile(uintptr(p[1]), "|1"), nil
+}
+
+// SelfPipe makes a pipe of which one descriptor is both ends, non-blocking.
+func SelfPipe() (int, error) {
+	r, w, err := Pipe()
 	if err != nil {
-		// Without /proc the pipe breaks like any other.
-		fd = p[1]
-	} else {
-		unix.Close(p[1])
+		return -1, err
 	}
-	if err := unix.SetNonblock(p[0], true); err != nil {
-		unix.Close(p[0])
-		unix.Close(fd)
-		return -1, nil, os.NewSyscallError("fcntl", err)
+	defer CloseFDs([]int{r, w})
+	fd, err := openPipe(r)
+	if err != nil {
+		return -1, err
 	}
-	return p[0], os.NewFile(uintptr(fd), "|1"), nil
+	return fd, SetNonblockFD(fd)
+}
+
+// openPipe opens a pipe again, for reading and writing.
+func openPipe(fd int) (int, error) {
+	path := fmt.Sprintf("/proc/self/fd/%d", fd)
+	n, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return n, nil
+}
+
+// ReopenPipe opens the pipe that is descriptor fd of another process, for
+// reading without blocking, or else for writing. ino is what Inode told of it.
+func ReopenPipe(pid, fd int, ino uint64, write bool) (int, error) {
+	path := fmt.Sprintf("/proc/%d/fd/%d", pid, fd)
+	how := unix.O_RDONLY
+	if write {
+		how = unix.O_WRONLY
+	}
+	n, err := unix.Open(path, how|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if _, got, err := Inode(n); err != nil || got != ino {
+		unix.Close(n)
+		return -1, &os.PathError{Op: "open", Path: path, Err: unix.ESTALE}
+	}
+	return n, nil
+}
+
+// OpenNull opens the descriptor that swallows everything.
+func OpenNull() (int, error) {
+	fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return fd, os.NewSyscallError("open /dev/null", err)
 }
 
 // Tee copies up to n bytes at the head of pipe from into pipe to, without

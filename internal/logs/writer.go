@@ -120,20 +120,20 @@ func (w *Writer) Offset() int64 {
 // Redo stores a batch again that began at offset and may have been written in
 // part, or wholly. With the same t it gives the same bytes, so that a reader who
 // has seen them notices nothing.
-func (w *Writer) Redo(offset int64, t time.Time, stream Stream, p []byte) {
+func (w *Writer) Redo(offset int64, t time.Time, stream Stream, p []byte, open bool) {
 	w.size = min(offset, w.size)
-	w.Write(t, stream, p)
+	w.Write(t, stream, p, open)
 	if w.f != nil {
 		w.f.Truncate(w.size)
 	}
 }
 
-// Write stores p, which Cut has measured, as entries that arrived at t. More is
-// whether the last entry's line goes on.
+// Write stores p, which Cut has measured, as entries that arrived at t. With open
+// set the last entry's line goes on, whatever its length.
 //
 // It never fails: what could not be stored is counted, and told in the log when
 // there is room again.
-func (w *Writer) Write(t time.Time, stream Stream, p []byte) {
+func (w *Writer) Write(t time.Time, stream Stream, p []byte, open bool) {
 	if w.spec.Driver == None {
 		return
 	}
@@ -145,7 +145,7 @@ func (w *Writer) Write(t time.Time, stream Stream, p []byte) {
 	for len(p) > 0 {
 		n := lineAt(p, true)
 		// Only a piece of a longer line is stored without a newline.
-		partial := n == MaxLine && p[n-1] != '\n'
+		partial := p[n-1] != '\n' && (n == MaxLine || open && n == len(p))
 		buf = w.appendEntry(buf, p[:n], partial, stream, stamp)
 		p = p[n:]
 		lines++
