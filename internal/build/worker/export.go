@@ -69,6 +69,7 @@ func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]st
 		string(exptypes.OptKeyDanglingEmptyOnly): &o.danglingOnly,
 		string(exptypes.OptKeyUnpack):            new(bool), // it always is
 		string(exptypes.OptKeyNameCanonical):     new(bool), // images are found by digest anyway
+		"prefer-image-digest":                    new(bool), // see where the digests are told
 	}
 	for k, v := range rest {
 		switch p := flags[k]; {
@@ -113,6 +114,12 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 	if err := opts.Validate(); err != nil {
 		return nil, nil, nil, err
 	}
+	if o.kind == "moby" && !o.push {
+		// Clients ask for provenance of every build, to be added where it costs
+		// nothing; in a local image it would only make the digest change with
+		// the clock. Who wants it asks for it, or pushes.
+		opts.ForceInlineAttestations = false
+	}
 	if !o.push && !opts.RefCfg.Compression.Force && !opts.RewriteTimestamp {
 		// Nobody has asked for bytes: layers stay as they lie.
 		opts.RefCfg.Compression = compression.New(compression.Uncompressed)
@@ -147,6 +154,11 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 		if resp[exptypes.ExporterImageConfigDigestKey] == "" && id != "" {
 			resp[exptypes.ExporterImageConfigDigestKey] = id
 		}
+	}
+	if id := resp[exptypes.ExporterImageConfigDigestKey]; o.kind == "moby" && !o.push && id != "" {
+		// Docker's clients show this digest as the image's id, and drop the
+		// other one.
+		resp[exptypes.ExporterImageDigestKey] = id
 	}
 	dt, err := json.Marshal(desc)
 	if err != nil {
