@@ -83,8 +83,19 @@ func (s *Service) Classic(ctx context.Context, r ClassicRequest, emit func(Messa
 	if err != nil {
 		return err
 	}
+	if id, ok := strings.CutPrefix(r.BuildID, uploadPrefix); ok {
+		return s.uploads.give(ctx, id, r.Tar)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if r.Remote == "upload-request" {
+		body, done, err := s.uploads.take(ctx, r.BuildID)
+		if err != nil {
+			return err
+		}
+		defer done()
+		r.Tar, r.Remote = body, ""
+	}
 	if r.BuildID != "" {
 		if err := s.running.add(r.BuildID, cancel); err != nil {
 			return err

@@ -162,3 +162,21 @@ func TestCancelledClassicBuild(t *testing.T) {
 		t.Errorf("cancelling twice: %v", err)
 	}
 }
+
+// A client that reads its context from a pipe sends it in a second request.
+func TestContextInASecondRequest(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	s := &Service{built: b.c}
+	quiet := func(Message) error { return nil }
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Classic(t.Context(), ClassicRequest{Version: "2", BuildID: "b2", Remote: "upload-request"}, quiet)
+	}()
+	if err := s.Classic(t.Context(), ClassicRequest{BuildID: "upload-request:b2",
+		Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nENV a=b\n"})}, quiet); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}

@@ -26,6 +26,7 @@ type Service struct {
 	closed bool         // guarded by mu
 
 	running running
+	uploads uploads
 }
 
 // core returns BuildKit's parts, and makes them at the first call.

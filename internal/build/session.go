@@ -55,6 +55,7 @@ func (c *core) startSession(ctx context.Context, dir string, accounts map[string
 type Account struct {
 	Username, Password string
 	IdentityToken      string
+	RegistryToken      string // a bearer token; BuildKit's resolver cannot use one
 }
 
 // accountServer answers the solver's question for accounts.
