@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
@@ -307,4 +309,26 @@ func (e *hangingExecutor) Run(ctx context.Context, _ string, _ executor.Mount, _
 	close(e.started)
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
+}
+
+// history lists the finished builds.
+func (b *builder) history() []*controlapi.BuildHistoryRecord {
+	b.t.Helper()
+	l, err := b.client.ControlClient().ListenBuildHistory(b.t.Context(), &controlapi.BuildHistoryRequest{EarlyExit: true})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var out []*controlapi.BuildHistoryRecord
+	for {
+		ev, err := l.Recv()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if ev.Type != controlapi.BuildHistoryEventType_STARTED {
+			out = append(out, ev.Record)
+		}
+	}
 }

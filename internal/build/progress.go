@@ -5,44 +5,45 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/errdefs"
 	digest "github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/metadata"
 )
 
+// statusGrace bounds how long a failed build's last messages are waited for.
+const statusGrace = 5 * time.Second
+
 // solve runs one build, and reports its status as it goes.
 func (c *core) solve(ctx context.Context, req *controlapi.SolveRequest, report func(*controlapi.StatusResponse)) (map[string]string, error) {
-	var resp *controlapi.SolveResponse
-	eg, ectx := errgroup.WithContext(ctx)
 	// The status is read to its end also when the build was cancelled; it ends
 	// with the job.
 	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	eg.Go(func() (err error) {
-		defer func() {
-			if err != nil {
-				stop() // there may be no job whose status could end
-			}
-		}()
-		resp, err = c.control.Solve(ectx, req)
-		return err
-	})
-	statusDone := make(chan struct{})
+	defer stop()
+	var seen atomic.Bool
+	done := make(chan struct{})
 	go func() {
-		defer close(statusDone)
+		defer close(done)
 		c.control.Status(&controlapi.StatusRequest{Ref: req.Ref}, &statusStream{
 			ctx:  func() context.Context { return sctx },
-			send: report,
+			send: func(r *controlapi.StatusResponse) { seen.Store(true); report(r) },
 		})
 	}()
-	err := eg.Wait()
-	<-statusDone
-	stop()
+	resp, err := c.control.Solve(ctx, req)
 	if err != nil {
+		// A request that was refused has no job whose status could end.
+		if seen.Load() {
+			time.AfterFunc(statusGrace, stop)
+		} else {
+			stop()
+		}
+		<-done
 		return nil, err
 	}
+	<-done
 	return resp.ExporterResponse, nil
 }
 
