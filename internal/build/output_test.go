@@ -86,7 +86,7 @@ func TestOutputArchives(t *testing.T) {
 
 func TestUnknownOutput(t *testing.T) {
 	b := newBuilder(t, &nopExecutor{})
-	_, err := b.build(t.Context(), buildOptions{dir: contextDir(t, outputFiles), output: client.ExportEntry{Type: "floppy"}})
+	_, err := b.classic(ClassicRequest{Version: "1", Tar: tarOf(t, outputFiles), Outputs: []Output{{Type: "floppy"}}})
 	if err == nil || !strings.Contains(err.Error(), `no output type "floppy"`) {
 		t.Errorf("%v", err)
 	}
