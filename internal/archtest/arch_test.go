@@ -31,7 +31,8 @@ var layer = map[string]int{
 
 // kernelDoors may speak to the kernel directly, each for a reason.
 var kernelDoors = map[string]string{
-	"linux": "it is the door",
+	"linux":      "it is the door",
+	"ociruntime": "it writes programs of system calls, and starts the process that runs them",
 }
 
 // banned package names say nothing about what is inside; such a drawer only grows.

@@ -1,0 +1,406 @@
+package initproc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"syscall"
+)
+
+// The format that onggi-init reads (all numbers little endian, 64 bits):
+//
+//	header  magic, ops, offset of ops, relocations, their offset, size of all
+//	data    strings, structures, arrays; a relocation names a place in it that
+//	        holds an offset and becomes an address
+//	ops     80 bytes each: opcode (1), destination register (1), kinds of the
+//	        arguments (2), step (4), number of the system call, six arguments,
+//	        eight errnos that are no failure, target of a jump
+//
+// cmd/onggi-init/init.c is the other half.
+const (
+	magic      = 0x31494e494f474e4f
+	headerSize = 48
+	opSize     = 80
+	noJump     = 0xffffffff
+)
+
+const (
+	opSyscall = iota
+	opJump
+	opStore
+	opJumpIf
+	opLoad
+	opExit
+	opTell
+	opFail
+	opInit
+	opSet
+)
+
+const (
+	msgReady = iota + 1
+	msgError
+	msgPID
+	msgFD
+	msgStage
+)
+
+// Descriptors of the child: stdio, then these.
+const (
+	socketFD  = 3
+	programFD = 4
+	FirstFile = 5 // the program's files
+)
+
+// IDMap is one line of a user namespace's map.
+type IDMap struct{ Container, Host, Size uint32 }
+
+// A Program is what onggi-init does before it becomes the app.
+type Program struct {
+	Code     []byte
+	Clone    uint64  // namespaces to create at clone: CLONE_NEW*
+	UIDMap   []IDMap // of a new user namespace
+	GIDMap   []IDMap
+	Steps    []string // Steps[i] says what step i was doing
+	Terminal bool     // the program makes a terminal and sends its master
+	Forks    bool     // the process that is started forks, reports the app's pid, and ends
+}
+
+// Reg is a register of the interpreter.
+type Reg uint8
+
+// Ptr is an offset into the program's data.
+type Ptr uint64
+
+// A Label is a place to jump to, marked later.
+type Label int
+
+type operation struct {
+	code   uint8
+	dst    Reg
+	types  uint16
+	step   uint32
+	nr     uint64
+	args   [6]uint64
+	errs   [8]byte
+	target uint64
+	label  Label // of target, -1 = none
+}
+
+// A Builder puts a program together. The zero value is not usable; call
+// NewBuilder.
+type Builder struct {
+	ops    []operation
+	data   []byte
+	relocs []uint64
+	steps  []string
+	labels []int
+	reg    Reg
+	text   []string
+	strs   map[string]Ptr
+}
+
+// NewBuilder starts an empty program.
+func NewBuilder() *Builder {
+	return &Builder{data: make([]byte, headerSize), strs: map[string]Ptr{}}
+}
+
+// Step names what follows, for errors: `mount "proc" on "/proc"`.
+func (b *Builder) Step(format string, a ...any) {
+	b.steps = append(b.steps, fmt.Sprintf(format, a...))
+	b.text = append(b.text, "# "+b.steps[len(b.steps)-1])
+}
+
+// NewReg gives a register that nothing else uses.
+func (b *Builder) NewReg() Reg {
+	b.reg++
+	return b.reg % 60
+}
+
+// Data places bytes, aligned for any structure.
+func (b *Builder) Data(p []byte) Ptr {
+	for len(b.data)%8 != 0 {
+		b.data = append(b.data, 0)
+	}
+	at := Ptr(len(b.data))
+	b.data = append(b.data, p...)
+	return at
+}
+
+// Str places a string for C, once.
+func (b *Builder) Str(s string) Ptr {
+	if p, ok := b.strs[s]; ok {
+		return p
+	}
+	p := b.Data(append([]byte(s), 0))
+	b.strs[s] = p
+	return p
+}
+
+// Words places numbers; a Ptr among them becomes an address.
+func (b *Builder) Words(words ...any) Ptr {
+	buf := make([]byte, 8*len(words))
+	at := b.Data(buf)
+	for i, w := range words {
+		var v uint64
+		switch w := w.(type) {
+		case Ptr:
+			v = uint64(w)
+			b.relocs = append(b.relocs, uint64(at)+uint64(8*i))
+		case int:
+			v = uint64(w)
+		case uint64:
+			v = w
+		default:
+			panic(fmt.Sprintf("initproc: a word cannot be a %T", w))
+		}
+		binary.LittleEndian.PutUint64(b.data[int(at)+8*i:], v)
+	}
+	return at
+}
+
+// Strs places a NULL-terminated array of strings, as execve takes it.
+func (b *Builder) Strs(list []string) Ptr {
+	words := make([]any, 0, len(list)+1)
+	for _, s := range list {
+		words = append(words, b.Str(s))
+	}
+	return b.Words(append(words, 0)...)
+}
+
+// NewLabel makes a label to be marked later.
+func (b *Builder) NewLabel() Label {
+	b.labels = append(b.labels, -1)
+	return Label(len(b.labels) - 1)
+}
+
+// Mark puts the label here.
+func (b *Builder) Mark(l Label) {
+	b.labels[l] = len(b.ops)
+	b.text = append(b.text, fmt.Sprintf("L%d:", l))
+}
+
+// A Call is a system call just added, to be refined.
+type Call struct {
+	b *Builder
+	i int
+	t int
+}
+
+// Call adds a system call. Arguments are int, uint64, Ptr or Reg.
+func (b *Builder) Call(name string, nr uintptr, args ...any) Call {
+	o := b.add(opSyscall, args...)
+	o.nr = uint64(nr)
+	b.text = append(b.text, name+"("+b.describe(args)+")")
+	return Call{b, len(b.ops) - 1, len(b.text) - 1}
+}
+
+// Into keeps the result.
+func (c Call) Into(r Reg) Call {
+	c.b.ops[c.i].dst = r
+	c.b.text[c.t] = fmt.Sprintf("r%d = %s", r, c.b.text[c.t])
+	return c
+}
+
+// Ignore lists errnos that are no failure: the next operation follows.
+func (c Call) Ignore(errs ...syscall.Errno) Call {
+	for i, e := range errs {
+		c.b.ops[c.i].errs[i] = byte(e)
+	}
+	c.b.text[c.t] += fmt.Sprintf(" ignore %v", names(errs))
+	return c
+}
+
+// On lists errnos that lead to a label.
+func (c Call) On(l Label, errs ...syscall.Errno) Call {
+	for i, e := range errs {
+		c.b.ops[c.i].errs[i] = byte(e)
+	}
+	c.b.ops[c.i].label = l
+	c.b.text[c.t] += fmt.Sprintf(" on %v L%d", names(errs), l)
+	return c
+}
+
+func names(errs []syscall.Errno) []string {
+	var out []string
+	for _, e := range errs {
+		out = append(out, errnoName(e))
+	}
+	return out
+}
+
+func (b *Builder) add(code uint8, args ...any) *operation {
+	o := operation{code: code, target: noJump, label: -1}
+	if len(b.steps) > 0 {
+		o.step = uint32(len(b.steps) - 1)
+	}
+	for i, a := range args {
+		switch a := a.(type) {
+		case nil:
+		case int:
+			o.args[i] = uint64(a)
+		case uint64:
+			o.args[i] = a
+		case Ptr:
+			o.args[i] = uint64(a)
+			o.types |= 1 << (2 * i)
+		case Reg:
+			o.args[i] = uint64(a)
+			o.types |= 2 << (2 * i)
+		default:
+			panic(fmt.Sprintf("initproc: an argument cannot be a %T", a))
+		}
+	}
+	b.ops = append(b.ops, o)
+	return &b.ops[len(b.ops)-1]
+}
+
+// Jump goes to the label.
+func (b *Builder) Jump(l Label) {
+	b.add(opJump).label = l
+	b.text = append(b.text, fmt.Sprintf("jump L%d", l))
+}
+
+// JumpIf goes to the label if v&mask is want. v is a Reg.
+func (b *Builder) JumpIf(l Label, v Reg, want, mask uint64) {
+	b.add(opJumpIf, v, want, mask).label = l
+	b.text = append(b.text, fmt.Sprintf("if r%d & %#x == %#x jump L%d", v, mask, want, l))
+}
+
+// Store writes a value of 4 or 8 bytes into the data.
+func (b *Builder) Store(at Ptr, v any, size int) {
+	b.add(opStore, at, v, size)
+	b.text = append(b.text, fmt.Sprintf("store%d %s", size, b.describe([]any{v})))
+}
+
+// Load reads a value of 1, 4 or 8 bytes of the data.
+func (b *Builder) Load(r Reg, at Ptr, size int) {
+	b.add(opLoad, at, size).dst = r
+	b.text = append(b.text, fmt.Sprintf("r%d = load%d", r, size))
+}
+
+// Set puts a value into a register.
+func (b *Builder) Set(r Reg, v any) {
+	b.add(opSet, v).dst = r
+	b.text = append(b.text, fmt.Sprintf("r%d = %s", r, b.describe([]any{v})))
+}
+
+// Exit ends the process.
+func (b *Builder) Exit(code int) {
+	b.add(opExit, code)
+	b.text = append(b.text, fmt.Sprintf("exit %d", code))
+}
+
+// Fail reports an errno as the failure of this step.
+func (b *Builder) Fail(e syscall.Errno) {
+	b.add(opFail, int(e))
+	b.text = append(b.text, "fail "+errnoName(e))
+}
+
+// Ready tells the launcher that the set-up is done, and waits to be released.
+func (b *Builder) Ready() { b.tell(msgReady, 0, 1, "ready") }
+
+// Stage tells the launcher that a stage is reached, and waits: hooks run then.
+func (b *Builder) Stage(n int) { b.tell(msgStage, n, 1, fmt.Sprintf("stage %d", n)) }
+
+// ReportPID tells the launcher the pid of the process that goes on.
+func (b *Builder) ReportPID(r Reg) { b.tell(msgPID, r, 0, fmt.Sprintf("pid r%d", r)) }
+
+func (b *Builder) tell(kind int, v any, wait int, text string) {
+	b.add(opTell, kind, v, wait)
+	b.text = append(b.text, text)
+}
+
+// SendFD sends a descriptor to the launcher, for which kind of message it is
+// the terminal's master.
+func (b *Builder) SendFD(fd Reg) {
+	msg := make([]byte, 16)
+	binary.LittleEndian.PutUint32(msg, msgFD)
+	payload := b.Data(msg)
+	control := make([]byte, 24) // cmsghdr: length 20, SOL_SOCKET, SCM_RIGHTS, one int
+	binary.LittleEndian.PutUint64(control, 20)
+	binary.LittleEndian.PutUint32(control[8:], syscall.SOL_SOCKET)
+	binary.LittleEndian.PutUint32(control[12:], syscall.SCM_RIGHTS)
+	ctl := b.Data(control)
+	iov := b.Words(payload, 16)
+	hdr := b.Words(0, 0, iov, 1, ctl, 24, 0)
+	b.Store(ctl+16, fd, 4)
+	b.Call("sendmsg", syscall.SYS_SENDMSG, socketFD, hdr, 0)
+}
+
+// Reap forks: this process stays as PID 1 and reaps, the child goes on.
+func (b *Builder) Reap() {
+	b.add(opInit)
+	b.text = append(b.text, "init")
+}
+
+// Text is the program as people read it, for goldens.
+func (b *Builder) Text() string { return strings.Join(b.text, "\n") + "\n" }
+
+func (b *Builder) describe(args []any) string {
+	var out []string
+	for _, a := range args {
+		switch a := a.(type) {
+		case Ptr:
+			out = append(out, b.pointed(a))
+		case Reg:
+			out = append(out, fmt.Sprintf("r%d", a))
+		case int:
+			if a > 4096 || a < -200 {
+				out = append(out, fmt.Sprintf("%#x", uint64(a)))
+			} else {
+				out = append(out, fmt.Sprint(a))
+			}
+		case uint64:
+			out = append(out, fmt.Sprintf("%#x", a))
+		default:
+			out = append(out, fmt.Sprint(a))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// pointed shows strings as such and anything else as data.
+func (b *Builder) pointed(p Ptr) string {
+	for s, at := range b.strs {
+		if at == p {
+			return fmt.Sprintf("%q", s)
+		}
+	}
+	return "&"
+}
+
+// Program puts everything together.
+func (b *Builder) Program() (*Program, error) {
+	for len(b.data)%8 != 0 {
+		b.data = append(b.data, 0)
+	}
+	relocs := uint64(len(b.data))
+	out := b.data
+	for _, r := range b.relocs {
+		out = binary.LittleEndian.AppendUint64(out, r)
+	}
+	ops := uint64(len(out))
+	for i := range b.ops {
+		o := &b.ops[i]
+		if o.label >= 0 {
+			if b.labels[o.label] < 0 {
+				return nil, fmt.Errorf("the label L%d is not marked", o.label)
+			}
+			o.target = uint64(b.labels[o.label])
+		}
+		out = append(out, o.code, byte(o.dst))
+		out = binary.LittleEndian.AppendUint16(out, o.types)
+		out = binary.LittleEndian.AppendUint32(out, o.step)
+		out = binary.LittleEndian.AppendUint64(out, o.nr)
+		for _, a := range o.args {
+			out = binary.LittleEndian.AppendUint64(out, a)
+		}
+		out = append(out, o.errs[:]...)
+		out = binary.LittleEndian.AppendUint64(out, o.target)
+	}
+	for i, v := range []uint64{magic, uint64(len(b.ops)), ops, uint64(len(b.relocs)), relocs, uint64(len(out))} {
+		binary.LittleEndian.PutUint64(out[8*i:], v)
+	}
+	return &Program{Code: out, Steps: b.steps}, nil
+}
