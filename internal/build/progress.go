@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -23,28 +23,56 @@ func (c *core) solve(ctx context.Context, req *controlapi.SolveRequest, report f
 	// with the job.
 	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var seen atomic.Bool
+	g := &gate{report: report}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		c.control.Status(&controlapi.StatusRequest{Ref: req.Ref}, &statusStream{
-			ctx:  func() context.Context { return sctx },
-			send: func(r *controlapi.StatusResponse) { seen.Store(true); report(r) },
+			ctx: func() context.Context { return sctx }, send: g.pass,
 		})
 	}()
 	resp, err := c.control.Solve(ctx, req)
-	if err != nil {
-		// A request that was refused has no job whose status could end.
-		if seen.Load() {
-			time.AfterFunc(statusGrace, stop)
-		} else {
-			stop()
-		}
-		<-done
+	if err != nil && !g.used() {
+		// A request that was refused has no job, and its status is looked for
+		// in vain for a long time.
+		g.close()
 		return nil, err
 	}
+	t := time.AfterFunc(statusGrace, stop)
 	<-done
+	t.Stop()
+	if err != nil {
+		return nil, err
+	}
 	return resp.ExporterResponse, nil
+}
+
+// gate passes reports on until it is closed.
+type gate struct {
+	mu     sync.Mutex
+	report func(*controlapi.StatusResponse) // guarded by mu; nil when closed
+	n      int                              // guarded by mu
+}
+
+func (g *gate) pass(r *controlapi.StatusResponse) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n++
+	if g.report != nil {
+		g.report(r)
+	}
+}
+
+func (g *gate) used() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.n > 0
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.report = nil
 }
 
 // statusStream is the server's side of a status call that never leaves the
