@@ -159,17 +159,17 @@ func (m *Mem) ReadDir(name string) ([]string, error) {
 	return out, nil
 }
 
-func (m *Mem) Stat(name string) (int64, error) {
+func (m *Mem) Stat(name string) (Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.names[path.Clean(name)]
 	switch {
 	case m.dead:
-		return 0, ErrPowerCut
+		return Info{}, ErrPowerCut
 	case n == nil:
-		return 0, pathError("stat", name, fs.ErrNotExist)
+		return Info{}, pathError("stat", name, fs.ErrNotExist)
 	}
-	return int64(len(n.data)), nil
+	return Info{Size: int64(len(n.data))}, nil
 }
 
 func (m *Mem) SyncDir(name string) error {

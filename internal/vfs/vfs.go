@@ -34,6 +34,7 @@ import (
 	"path"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // FS is what a store may do to a disk. Names are slash-separated and relative
@@ -52,12 +53,17 @@ type FS interface {
 	Mkdir(name string) error
 	// ReadDir lists the names in a directory, sorted.
 	ReadDir(name string) ([]string, error)
-	// Stat returns a file's size.
-	Stat(name string) (size int64, err error)
+	Stat(name string) (Info, error)
 	// SyncDir makes the names in a directory durable.
 	SyncDir(name string) error
 	// Lock takes a file that only one process can hold until it ends.
 	Lock(name string) (io.Closer, error)
+}
+
+// Info describes a file.
+type Info struct {
+	Size     int64
+	Modified time.Time // zero where the FS has no clock
 }
 
 // A File is an open file. Writes beyond its end extend it with zeros.
@@ -168,12 +174,12 @@ func (d Dir) ReadDir(name string) ([]string, error) {
 	return names, nil
 }
 
-func (d Dir) Stat(name string) (int64, error) {
+func (d Dir) Stat(name string) (Info, error) {
 	st, err := os.Lstat(d.path(name))
 	if err != nil {
-		return 0, err
+		return Info{}, err
 	}
-	return st.Size(), nil
+	return Info{st.Size(), st.ModTime()}, nil
 }
 
 func (d Dir) SyncDir(name string) error {
