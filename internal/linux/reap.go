@@ -131,21 +131,42 @@ func SetProcessName(name string) {
 	os.WriteFile("/proc/self/comm", []byte(name), 0)
 }
 
+// ZombieExit reads how a process ended that its parent has not reaped yet, and
+// that need not be a child. ok is false if it runs or is gone.
+func ZombieExit(pid, pidfd int) (st ExitStatus, ok bool) {
+	f, err := statFields(pid)
+	// The pidfd answers as long as nobody else can have the number.
+	if err != nil || f[0][0] != 'Z' || len(f) < 50 || SignalPidFD(pidfd, 0) != nil {
+		return st, false
+	}
+	ws, err := strconv.ParseUint(string(f[49]), 10, 32)
+	return exitStatus(unix.WaitStatus(ws)), err == nil
+}
+
 // StartTicks is when a process started, in the kernel's unit; with the number it
 // names a process for the time of one boot. state is its letter in ps.
 func StartTicks(pid int) (ticks uint64, state byte, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	f, err := statFields(pid)
 	if err != nil {
 		return 0, 0, err
+	}
+	ticks, err = strconv.ParseUint(string(f[19]), 10, 64)
+	return ticks, f[0][0], err
+}
+
+// statFields are the fields of /proc/PID/stat from the state on.
+func statFields(pid int) ([][]byte, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return nil, err
 	}
 	// The name in parentheses may hold anything, so count from its end.
 	_, rest, ok := bytes.Cut(b[max(0, bytes.LastIndexByte(b, ')')):], []byte(") "))
 	f := bytes.Fields(rest)
 	if !ok || len(f) < 20 {
-		return 0, 0, fmt.Errorf("read the state of process %d: %q", pid, b)
+		return nil, fmt.Errorf("read the state of process %d: %q", pid, b)
 	}
-	ticks, err = strconv.ParseUint(string(f[19]), 10, 64)
-	return ticks, f[0][0], err
+	return f, nil
 }
 
 // MapWords maps the first n words of f, which must have them, for sharing with

@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
+	"syscall"
 )
 
 // rotate begins a new file, so that path is always the newest. The oldest one
@@ -14,15 +16,11 @@ import (
 // Killed in between it leaves a gap in the numbers, which Read steps over and
 // the next rotation closes.
 func (w *Writer) rotate() error {
-	s := w.spec
-	if s.MaxFiles == 1 {
-		// One file: its content is given up. Followers see it shrink.
-		if err := w.f.Truncate(0); err != nil {
-			return err
-		}
-		w.size = 0
-		return nil
+	if w.packing != nil {
+		<-w.packing // it works on names that are about to move
+		w.packing = nil
 	}
+	s := w.spec
 	last := s.MaxFiles - 1
 	for _, ext := range []string{"", ".gz"} {
 		if err := remove(s.file(last) + ext); err != nil {
@@ -45,42 +43,51 @@ func (w *Writer) rotate() error {
 	if err := w.open(); err != nil {
 		return err
 	}
-	if s.Compress {
-		go compressFile(s.file(1))
+	if s.Compress && last > 0 {
+		w.packing = make(chan struct{})
+		go func() {
+			defer close(w.packing)
+			pack(s.file(1))
+		}()
 	}
 	return nil
 }
 
-// compressFile replaces path by path.gz. It works on what it opened: if path is
-// rotated meanwhile the result is thrown away, and the file stays as it is.
-func compressFile(path string) {
+// pack replaces path by path.gz. The comment in its head is the inode it was, by
+// which a reader who follows finds where it is.
+func pack(path string) error {
 	in, err := os.Open(path)
 	if err != nil {
-		return
+		return err
 	}
 	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return err
+	}
 	tmp := path + ".tmp"
 	out, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
-		return
+		return err
 	}
 	z, _ := gzip.NewWriterLevel(out, gzip.BestSpeed)
+	z.Comment = strconv.FormatUint(inode(fi), 10)
 	_, err = io.Copy(z, in)
-	err = errors.Join(err, z.Close(), out.Close())
-	if err == nil && samePath(in, path) {
+	if err = errors.Join(err, z.Close(), out.Close()); err == nil {
+		os.Chtimes(tmp, fi.ModTime(), fi.ModTime())
 		if err = os.Rename(tmp, path+".gz"); err == nil {
-			os.Remove(path)
-			return
+			return os.Remove(path)
 		}
 	}
 	os.Remove(tmp)
+	return err
 }
 
-// samePath reports whether path still names f.
-func samePath(f *os.File, path string) bool {
-	a, err1 := f.Stat()
-	b, err2 := os.Stat(path)
-	return err1 == nil && err2 == nil && os.SameFile(a, b)
+func inode(fi fs.FileInfo) uint64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return st.Ino
+	}
+	return 0
 }
 
 func remove(path string) error {

@@ -34,6 +34,8 @@ type Writer struct {
 	f     *os.File
 	size  int64 // of f: where the next batch goes
 
+	packing chan struct{} // closed when the last rotated file is compressed; nil: none is
+
 	dropped      int64 // bytes of output not stored since the last note
 	droppedLines int64
 	cause        error
@@ -69,6 +71,34 @@ func (w *Writer) open() error {
 		return err
 	}
 	w.f, w.size = f, fi.Size()
+	return w.mend()
+}
+
+// mend takes back a last line that was not written to its end.
+func (w *Writer) mend() error {
+	r, err := os.Open(w.spec.Path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	buf := make([]byte, 512)
+	for end := w.size; end > 0; {
+		start := max(0, end-int64(len(buf)))
+		if _, err := r.ReadAt(buf[:end-start], start); err != nil {
+			return err
+		}
+		if i := bytes.LastIndexByte(buf[:end-start], '\n'); i >= 0 || start == 0 {
+			if end = start + int64(i) + 1; end < w.size {
+				w.size = end
+				return w.f.Truncate(end)
+			}
+			return nil
+		}
+		end = start
+		if len(buf) < 64<<10 {
+			buf = make([]byte, 64<<10)
+		}
+	}
 	return nil
 }
 
@@ -217,6 +247,9 @@ func (w *Writer) Close() error {
 	}
 	err := w.f.Close()
 	w.f = nil
+	if w.packing != nil {
+		<-w.packing
+	}
 	return err
 }
 
