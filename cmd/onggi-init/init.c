@@ -6,11 +6,11 @@
 // step that did not work. It has no C library, allocates nothing, and is single
 // threaded, which is what lets it join user namespaces.
 //
-// Descriptors when it starts: 0, 1, 2; 3 this program; 4 the control socket;
-// 5 the program to interpret; 6 and up what the program is about. All but the
-// first three close at exec, unless the program says otherwise.
+// Descriptors when it starts: 0, 1, 2; 3 the launcher's socket; 4 the program to
+// interpret; 5 and up what the program is about. All but the first three close
+// at exec, unless the program says otherwise.
 //
-// The layout of a program is described in internal/ociruntime/initproc/code.go.
+// The layout of a program is described in internal/ociruntime/initproc/program.go.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -22,10 +22,9 @@ typedef long i64;
 enum {
 	NR_close = 3, NR_fstat = 5, NR_mmap = 9, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14,
 	NR_sendmsg = 46, NR_recvfrom = 45, NR_wait4 = 61, NR_kill = 62,
-	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_exit_group = 231, NR_openat = 257, NR_mkdirat = 258,
-	NR_readlinkat = 267, NR_close_range = 436, NR_openat2 = 437, NR_fchmod = 91,
+	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_exit_group = 231, NR_close_range = 436,
+	NR_clone = 56, NR_setpgid = 109, NR_getpgid = 121, NR_ioctl = 16,
 };
-enum { O_DIRECTORY = 0x10000, O_NOFOLLOW = 0x20000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
 	i64 r;
@@ -43,10 +42,9 @@ __asm__(".globl _start\n_start:\n\tand $-16,%rsp\n\tcall start\n");
 enum {
 	NR_close = 57, NR_fstat = 80, NR_mmap = 222, NR_rt_sigaction = 134, NR_rt_sigprocmask = 135,
 	NR_sendmsg = 211, NR_recvfrom = 207, NR_wait4 = 260, NR_kill = 129,
-	NR_rt_sigtimedwait = 137, NR_prctl = 167, NR_exit_group = 94, NR_openat = 56, NR_mkdirat = 34,
-	NR_readlinkat = 78, NR_close_range = 436, NR_openat2 = 437, NR_fchmod = 52,
+	NR_rt_sigtimedwait = 137, NR_prctl = 167, NR_exit_group = 94, NR_close_range = 436,
+	NR_clone = 220, NR_setpgid = 154, NR_getpgid = 155, NR_ioctl = 29,
 };
-enum { O_DIRECTORY = 0x4000, O_NOFOLLOW = 0x8000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
 	register i64 x8 __asm__("x8") = n;
@@ -70,19 +68,22 @@ __asm__(".globl _start\n_start:\n\tbl start\n");
 #define sys(n, a, b, c, d) sys6(n, (i64)(a), (i64)(b), (i64)(c), (i64)(d), 0, 0)
 #define failed(r) ((u64)(r) >= (u64)-4095)
 
-enum { ENOENT = 2, EINTR = 4, EAGAIN = 11, EEXIST = 17, ENOTDIR = 20, EINVAL = 22, ENAMETOOLONG = 36, ELOOP = 40 };
-enum { O_WRONLY = 1, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000, O_PATH = 010000000 };
-enum { CONTROL = 4, PROGRAM = 5 };
+enum { EINTR = 4 };
+enum { SOCKET = 3, PROGRAM = 4 };
 
-enum { SYS, JMP, IF, SET, ALU, LOAD, SEND, WAIT, FAIL, EXIT, REAP, MKPATH };
-enum { M_READY = 1, M_ERROR, M_PID, M_FD, M_PAUSE };
+enum { SYSCALL, JUMP, STORE, JUMPIF, LOAD, EXIT, TELL, FAIL, INIT, SET };
+enum { M_READY = 1, M_ERROR, M_PID, M_FD, M_STAGE };
 
-struct head { u32 magic, ninsn, nsets, ndata, flags, cgroup, pad[2]; };
-struct insn {
-	u8 op, errs;
-	u16 kinds, nr, cond;
-	u32 dst, target, step, pad;
-	u64 a[6];
+#define MAGIC 0x31494e494f474e4fUL
+
+struct head { u64 magic, nops, ops, nrelocs, relocs, size; };
+struct op {
+	u8 code, dst;
+	u16 types;
+	u32 step;
+	u64 nr, a[6];
+	u8 errs[8];
+	u64 target;
 };
 
 __attribute__((noreturn)) static void leave(int code)
@@ -91,133 +92,37 @@ __attribute__((noreturn)) static void leave(int code)
 		sys(NR_exit_group, code, 0, 0, 0);
 }
 
-// tell sends one message to the parent, with a descriptor if fd is not
-// negative. A parent that is gone is no error: WAIT finds out.
-static i64 tell(u32 kind, u32 step, i64 value, i64 fd)
+// tell sends one message to the launcher.
+static i64 tell(u32 kind, u32 step, i64 value)
 {
 	struct { u32 kind, step; i64 value; } m = { kind, step, value };
 	struct { void *base; u64 len; } iov = { &m, sizeof m };
-	struct { u64 len; int level, type, fd, pad; } c = { 20, 1, 1, (int)fd, 0 };
 	struct { void *name; u32 namelen, pad; void *iov; u64 iovlen; void *ctl; u64 ctllen; int flags; } h = {
-		0, 0, 0, &iov, 1, fd >= 0 ? &c : 0, fd >= 0 ? sizeof c : 0, 0,
+		0, 0, 0, &iov, 1, 0, 0, 0,
 	};
 	i64 r;
 	do
-		r = sys(NR_sendmsg, CONTROL, &h, 0x4000 /* MSG_NOSIGNAL */, 0);
+		r = sys(NR_sendmsg, SOCKET, &h, 0x4000 /* MSG_NOSIGNAL */, 0);
 	while (r == -EINTR);
 	return r;
 }
 
-__attribute__((noreturn)) static void fail(const struct insn *i, i64 err)
+__attribute__((noreturn)) static void fail(const struct op *o, i64 err)
 {
-	tell(M_ERROR, i->step, err, -1);
+	tell(M_ERROR, o->step, err);
 	leave(127);
 }
 
-static i64 inroot(i64 root, const char *path, u64 flags)
+// wait_go waits for one byte. A launcher that is gone has given up.
+static void wait_go(void)
 {
-	struct { u64 flags, mode, resolve; } how = { flags | O_CLOEXEC, 0, 0x10 | 0x02 /* IN_ROOT, NO_MAGICLINKS */ };
+	u8 go;
 	i64 r;
-	int n = 0;
-	do // a rename elsewhere makes the kernel unsure about ".."
-		r = sys(NR_openat2, root, *path ? path : ".", &how, sizeof how);
-	while ((r == -EAGAIN && n++ < 1000) || r == -EINTR);
-	return r;
-}
-
-// mkpath opens path below root as a handle, and makes what is missing: the
-// directories, and at the end a directory or an empty file. Symbolic links that
-// lead nowhere are followed inside the root, as everything else.
-static i64 mkpath(i64 root, const char *path, int file, i64 mode)
-{
-	char done[4096], rest[4096], next[4096]; // done has no links in it and no slash at its end
-	int links = 0, n = 0, len = 0;
-	i64 r = inroot(root, path, O_PATH);
-	if (r != -ENOENT)
-		return r;
-	while (path[len] && len < 4095) {
-		rest[len] = path[len];
-		len++;
-	}
-	if (path[len])
-		return -ENAMETOOLONG;
-	rest[len] = 0;
-	done[0] = 0;
-	char *p = rest;
-	for (;;) {
-		while (*p == '/')
-			p++;
-		char *name = p;
-		while (*p && *p != '/')
-			p++;
-		int size = p - name;
-		if (!size)
-			return inroot(root, done, O_PATH);
-		if (size == 1 && name[0] == '.')
-			continue;
-		if (size == 2 && name[0] == '.' && name[1] == '.') {
-			while (n > 0 && done[--n] != '/')
-				;
-			done[n] = 0;
-			continue;
-		}
-		char *q = p;
-		while (*q == '/')
-			q++;
-		int last = !*q;
-		if (n + size + 2 > 4096)
-			return -ENAMETOOLONG;
-		int was = n;
-		if (n)
-			done[n++] = '/';
-		for (int i = 0; i < size; i++)
-			done[n++] = name[i];
-		done[n] = 0;
-		i64 fd = inroot(root, done, O_PATH | O_NOFOLLOW);
-		if (fd == -ENOENT) {
-			char *base = done + (was ? was + 1 : 0);
-			char keep = done[was];
-			done[was] = 0;
-			i64 dir = inroot(root, done, O_PATH | O_DIRECTORY);
-			done[was] = keep;
-			if (failed(dir))
-				return dir;
-			if (!was)
-				base = done;
-			if (last && file)
-				r = sys(NR_openat, dir, base, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, mode);
-			else
-				r = sys(NR_mkdirat, dir, base, file ? 0755 : mode, 0);
-			if (r > 0)
-				sys(NR_close, r, 0, 0, 0);
-			sys(NR_close, dir, 0, 0, 0);
-			if (failed(r) && r != -EEXIST)
-				return r;
-			fd = inroot(root, done, O_PATH | O_NOFOLLOW);
-		}
-		if (failed(fd))
-			return fd;
-		r = sys(NR_readlinkat, fd, "", next, 4095);
-		sys(NR_close, fd, 0, 0, 0);
-		if (failed(r))
-			continue; // no link
-		if (links++ >= 40)
-			return -ELOOP;
-		// what is left of the path goes behind the link's target
-		int t = r;
-		next[t++] = '/';
-		while (*p) {
-			if (t >= 4095)
-				return -ENAMETOOLONG;
-			next[t++] = *p++;
-		}
-		for (int i = 0; i < t; i++)
-			rest[i] = next[i];
-		rest[t] = 0;
-		p = rest;
-		n = rest[0] == '/' ? 0 : was;
-		done[n] = 0;
-	}
+	do
+		r = sys6(NR_recvfrom, SOCKET, (i64)&go, 1, 0, 0, 0);
+	while (r == -EINTR);
+	if (r != 1)
+		leave(125);
 }
 
 // reap is the life of process 1 in front of an application: it hands signals
@@ -241,11 +146,29 @@ __attribute__((noreturn)) static void reap(i64 app)
 	}
 }
 
-static int listed(const u8 *sets, u8 set, i64 err)
+// init forks. The child goes on as the application; this process stays in front.
+static void init(const struct op *o)
 {
-	const u8 *s = sets + set * 16;
-	for (int i = 0; i < 16 && s[i]; i++)
-		if (s[i] == err || s[i] == 255)
+	u64 all = ~0UL, none = 0;
+	sys(NR_rt_sigprocmask, 2, &all, 0, 8);
+	i64 pid = sys6(NR_clone, 17 /* SIGCHLD */, 0, 0, 0, 0, 0);
+	if (failed(pid))
+		fail(o, -pid);
+	if (pid)
+		reap(pid);
+	// A group of its own, which has the terminal, if there is one. With SIGTTOU
+	// blocked the background may take it.
+	int group;
+	sys(NR_setpgid, 0, 0, 0, 0);
+	group = sys(NR_getpgid, 0, 0, 0, 0);
+	sys(NR_ioctl, 0, 0x5410 /* TIOCSPGRP */, &group, 0);
+	sys(NR_rt_sigprocmask, 2, &none, 0, 8);
+}
+
+static int listed(const u8 *errs, i64 err)
+{
+	for (int i = 0; i < 8 && errs[i]; i++)
+		if (errs[i] == err)
 			return 1;
 	return 0;
 }
@@ -253,97 +176,73 @@ static int listed(const u8 *sets, u8 set, i64 err)
 __attribute__((noreturn)) static void run(u8 *base, u64 size)
 {
 	const struct head *h = (void *)base;
-	const u8 *sets = base + sizeof *h;
-	const struct insn *code = (void *)(sets + h->nsets * 16);
-	u8 *data = (void *)(code + h->ninsn);
-	if (h->magic != 0x3149474f || data + h->ndata > base + size)
+	const struct op *ops = (void *)(base + h->ops);
+	const u64 *relocs = (void *)(base + h->relocs);
+	i64 reg[256];
+	if (h->magic != MAGIC || h->size != size)
 		leave(125);
-	u32 pc = 0;
-	for (;;) {
-		if (pc >= h->ninsn)
+	for (u64 i = 0; i < h->nrelocs; i++)
+		*(u64 *)(base + relocs[i]) += (u64)base;
+	for (int i = 0; i < 256; i++)
+		reg[i] = 0;
+	for (u64 pc = 0;;) {
+		if (pc >= h->nops)
 			leave(125);
-		const struct insn *i = code + pc++;
-		i64 a[6], r = 0;
+		const struct op *o = ops + pc++;
+		i64 a[6], r;
 		for (int k = 0; k < 6; k++) {
-			int kind = i->kinds >> 2 * k & 3;
-			if (kind == 1)
-				a[k] = (i64)(data + i->a[k]);
-			else if (kind == 2)
-				a[k] = *(i64 *)(data + i->a[k]);
-			else
-				a[k] = i->a[k];
+			int type = o->types >> 2 * k & 3;
+			a[k] = o->a[k];
+			if (type == 1)
+				a[k] += (i64)base;
+			else if (type == 2)
+				a[k] = reg[a[k] & 255];
 		}
-		switch (i->op) {
-		case SYS:
-			r = sys6(i->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+		switch (o->code) {
+		case SYSCALL:
+			r = sys6(o->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+			if (o->dst)
+				reg[o->dst] = r;
+			if (failed(r)) {
+				if (!listed(o->errs, -r))
+					fail(o, -r);
+				if (o->target < h->nops)
+					pc = o->target;
+			}
 			break;
-		case JMP:
-			pc = i->target;
-			continue;
-		case IF: {
-			int yes = 0;
-			switch (i->cond) {
-			case 0: yes = a[0] == a[1]; break;
-			case 1: yes = a[0] != a[1]; break;
-			case 2: yes = a[0] < a[1]; break;
-			case 3: yes = a[0] >= a[1]; break;
-			case 4: yes = (a[0] & a[1]) != 0; break;
-			case 5: yes = (a[0] & a[1]) == 0; break;
-			}
-			if (yes)
-				pc = i->target;
-			continue;
-		}
-		case SET:
-			if (i->cond == 4)
-				*(u32 *)(data + i->dst) = a[0];
+		case JUMP:
+			pc = o->target;
+			break;
+		case STORE:
+			if (a[2] == 4)
+				*(u32 *)a[0] = a[1];
 			else
-				*(i64 *)(data + i->dst) = a[0];
-			continue;
-		case ALU:
-			switch (i->cond) {
-			case 0: a[0] += a[1]; break;
-			case 1: a[0] &= a[1]; break;
-			case 2: a[0] |= a[1]; break;
-			case 3: a[0] &= ~a[1]; break;
-			}
-			*(i64 *)(data + i->dst) = a[0];
-			continue;
+				*(i64 *)a[0] = a[1];
+			break;
+		case JUMPIF:
+			if ((a[0] & a[2]) == a[1])
+				pc = o->target;
+			break;
 		case LOAD:
-			*(i64 *)(data + i->dst) = i->cond == 4 ? (i64)*(u32 *)a[0] : *(i64 *)a[0];
-			continue;
-		case SEND:
-			r = tell(a[0], i->step, a[1], a[2]);
-			if (r == -32) // EPIPE: WAIT finds out
-				r = 0;
+			reg[o->dst] = a[1] == 1 ? *(u8 *)a[0] : a[1] == 4 ? *(u32 *)a[0] : *(i64 *)a[0];
 			break;
-		case WAIT: {
-			u8 go;
-			do
-				r = sys6(NR_recvfrom, CONTROL, (i64)&go, 1, 0, 0, 0);
-			while (r == -EINTR);
-			if (r != 1)
-				leave(125); // the parent gave up
-			continue;
-		}
-		case FAIL:
-			fail(i, a[0]);
 		case EXIT:
 			leave(a[0]);
-		case REAP:
-			reap(a[0]);
-		case MKPATH:
-			r = mkpath(a[0], (const char *)a[1], a[2], a[3]);
+		case TELL:
+			tell(a[0], o->step, a[1]);
+			if (a[2])
+				wait_go();
+			break;
+		case FAIL:
+			fail(o, a[0]);
+		case INIT:
+			init(o);
+			break;
+		case SET:
+			reg[o->dst] = a[0];
 			break;
 		default:
-			fail(i, EINVAL);
-		}
-		if (i->dst)
-			*(i64 *)(data + i->dst) = r;
-		if (failed(r)) {
-			if (!i->errs || !listed(sets, i->errs, -r))
-				fail(i, -r);
-			pc = i->target;
+			fail(o, 38 /* ENOSYS */);
 		}
 	}
 }
@@ -354,7 +253,6 @@ __attribute__((noreturn, used)) void start(void)
 	// Nothing in the container may look into this process: it has seen the host.
 	sys(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0);
 	sys(NR_close_range, 3, ~0U, 4 /* CLOEXEC */, 0);
-	sys(NR_close, 3, 0, 0, 0);
 	for (int s = 1; s <= 64; s++)
 		sys(NR_rt_sigaction, s, act, 0, 8);
 	sys(NR_rt_sigprocmask, 2, &none, 0, 8);
