@@ -111,10 +111,21 @@ func (b *Builder) Step(format string, a ...any) {
 	b.text = append(b.text, "# "+b.steps[len(b.steps)-1])
 }
 
-// NewReg gives a register that nothing else uses.
+// Registers below firstShared are given once; the others again and again, so
+// that a value in one of them is good for the next few operations only.
+const (
+	firstShared = 8
+	registers   = 64
+)
+
+// NewReg gives a register. The first seven are the caller's for good; later
+// ones are used anew after some fifty more.
 func (b *Builder) NewReg() Reg {
 	b.reg++
-	return b.reg % 60
+	if b.reg >= registers {
+		b.reg = firstShared
+	}
+	return b.reg
 }
 
 // Data places bytes, aligned for any structure.

@@ -164,6 +164,18 @@ func StartWith(p *Program, files []*os.File, s Stdio, o Options) (proc *Process,
 	if len(p.UIDMap) > 0 {
 		attr.Sys.UidMappings, attr.Sys.GidMappings = idMaps(p.UIDMap), idMaps(p.GIDMap)
 		attr.Sys.GidMappingsEnableSetgroups = true
+		// A user without a place in the map would lose all rights by the exec.
+		attr.Sys.Credential = &syscall.Credential{Uid: p.UIDMap[0].Container, Gid: p.GIDMap[0].Container}
+		for _, m := range p.UIDMap {
+			if m.Container == 0 {
+				attr.Sys.Credential.Uid = 0
+			}
+		}
+		for _, m := range p.GIDMap {
+			if m.Container == 0 {
+				attr.Sys.Credential.Gid = 0
+			}
+		}
 	}
 	if o.CgroupFD != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(rawFD(o.CgroupFD))
