@@ -40,7 +40,7 @@ func (w *Writer) rotate() error {
 	}
 	w.f.Close()
 	w.f = nil
-	if err := w.open(); err != nil {
+	if err := w.open(os.O_CREATE); err != nil {
 		return err
 	}
 	if s.Compress && last > 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -41,8 +42,9 @@ type Writer struct {
 	cause        error
 }
 
-// OpenWriter opens the log for appending, and creates it where it is missing.
-// With the driver "none" everything is accepted and nothing kept.
+// OpenWriter opens the log for appending. Where it is missing its directory must
+// exist; the file is made with the first entry. With the driver "none" everything
+// is accepted and nothing kept.
 func OpenWriter(spec Spec) (*Writer, error) {
 	if err := spec.Check(); err != nil {
 		return nil, err
@@ -54,14 +56,18 @@ func OpenWriter(spec Spec) (*Writer, error) {
 	if len(spec.Attrs) > 0 {
 		w.attrs = appendAttrs([]byte(`,"attrs":`), spec.Attrs)
 	}
-	if err := w.open(); err != nil {
+	err := w.open(0)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(filepath.Dir(spec.Path))
+	}
+	if err != nil {
 		return nil, errdefs.Newf(errdefs.Internal, "open", "log "+spec.Path, "%w", err)
 	}
 	return w, nil
 }
 
-func (w *Writer) open() error {
-	f, err := os.OpenFile(w.spec.Path, os.O_WRONLY|os.O_CREATE, 0o640)
+func (w *Writer) open(create int) error {
+	f, err := os.OpenFile(w.spec.Path, os.O_WRONLY|create, 0o640)
 	if err != nil {
 		return err
 	}
@@ -189,7 +195,7 @@ func (w *Writer) Write(t time.Time, stream Stream, p []byte, open bool) {
 
 func (w *Writer) store(buf []byte, lines int64) {
 	if w.f == nil {
-		if err := w.open(); err != nil {
+		if err := w.open(os.O_CREATE); err != nil {
 			w.drop(len(buf), lines, err)
 			return
 		}

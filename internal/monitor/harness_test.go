@@ -142,9 +142,10 @@ func (f *fakeProcess) WaitExec() error {
 // A fixture is a monitor of its own, and an engine's client of it.
 type fixture struct {
 	*testing.T
-	root string
-	c    *Client
-	ctx  context.Context
+	binary string
+	root   string
+	c      *Client
+	ctx    context.Context
 
 	mu    sync.Mutex
 	exits map[Key]Exited
@@ -153,7 +154,16 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, root: t.TempDir(), exits: map[Key]Exited{}, seen: make(chan struct{}, 1)}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newFixtureOf(t, self)
+}
+
+func newFixtureOf(t *testing.T, binary string) *fixture {
+	t.Helper()
+	f := &fixture{T: t, binary: binary, root: t.TempDir(), exits: map[Key]Exited{}, seen: make(chan struct{}, 1)}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)
 	f.ctx = ctx
@@ -205,11 +215,7 @@ func (f *fixture) cleanUp() {
 
 func (f *fixture) connect() {
 	f.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		f.Fatal(err)
-	}
-	c, err := Connect(f.ctx, Options{ExecRoot: f.root, Binary: self, Logger: slog.New(slog.NewTextHandler(testWriter{f.T}, nil))})
+	c, err := Connect(f.ctx, Options{ExecRoot: f.root, Binary: f.binary, Logger: slog.New(slog.NewTextHandler(testWriter{f.T}, nil))})
 	if err != nil {
 		f.Fatal(err)
 	}

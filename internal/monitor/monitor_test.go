@@ -84,7 +84,7 @@ func TestHoldAndRelease(t *testing.T) {
 		t.Fatalf("list %+v, %v", all, err)
 	}
 	all[0].PidFD.Close()
-	if got := f.logged(web); got != "" {
+	if got, _ := os.ReadFile(f.spec(web).Path); len(got) > 0 {
 		t.Errorf("ran before it was released: %q", got)
 	}
 	if err := f.c.Release(f.ctx, web); err != nil {

@@ -75,8 +75,8 @@ func (s *server) onStart(c *conn, id uint64, d *dec, fds []int) error {
 			c.reply(id, err, nil)
 			return
 		}
-		// On the loop: the descriptors are its own, and the exit comes after the
-		// answer.
+		// On the loop, since the descriptors are its own. The exit is watched only
+		// then, so that it comes after the answer and the pidfd is still there.
 		p.loop.post(func() {
 			mask, fds := p.fds.list()
 			c.reply(id, nil, func(e *enc) {
@@ -85,8 +85,8 @@ func (s *server) onStart(c *conn, id uint64, d *dec, fds []int) error {
 				e.u(mask)
 			}, fds...)
 			p.announced = true
-			if p.finished {
-				p.tell()
+			if !r.Hold {
+				p.watchExit()
 			}
 		})
 	}()
@@ -108,7 +108,12 @@ func (s *server) onRelease(c *conn, id uint64, d *dec, fds []int) error {
 		if err != nil && !errdefs.Is(err, errdefs.Conflict) {
 			s.abandon(p)
 		}
-		c.reply(id, err, nil)
+		p.loop.post(func() {
+			c.reply(id, err, nil)
+			if err == nil {
+				p.watchExit()
+			}
+		})
 	}()
 	return nil
 }

@@ -266,7 +266,8 @@ func (s *server) putRecord(p *process) error {
 	return nil
 }
 
-// release lets the program run. If that goes wrong the caller abandons p.
+// release lets the program run. If that goes wrong the caller abandons p, else it
+// answers the engine and has the exit watched.
 func (s *server) release(p *process) error {
 	init := s.takeInit(p)
 	if init == nil {
@@ -282,7 +283,6 @@ func (s *server) release(p *process) error {
 	_, pidfd := init.ids()
 	pidfd.Close() // p.fds has a duplicate
 	s.setState(p, running)
-	p.loop.post(p.watchExit)
 	return nil
 }
 
