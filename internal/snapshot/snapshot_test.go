@@ -1,0 +1,191 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
+	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/testenv"
+)
+
+var ctx = context.Background()
+
+func open(t testing.TB, dir, boot string) *Store {
+	t.Helper()
+	db, err := metadb.Open(filepath.Join(dir, "meta"), metadb.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(filepath.Join(dir, "snapshots"), db, Options{BootID: boot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close(); db.Close() })
+	return s
+}
+
+func must(t testing.TB, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// layered commits snapshots base, l1 … l(n-1), each with a file of its own name.
+func layered(t testing.TB, s *Store, n int) string {
+	t.Helper()
+	parent := ""
+	for i := range n {
+		name := fmt.Sprintf("l%d", i)
+		must(t, s.Prepare(ctx, name+"-active", parent))
+		d, err := s.Dirs(name + "-active")
+		must(t, err, os.WriteFile(filepath.Join(d.Upper, name), []byte(name), 0o644), s.Commit(ctx, name, name+"-active"))
+		parent = name
+	}
+	return parent
+}
+
+func kind(t *testing.T, err error, want errdefs.Kind) {
+	t.Helper()
+	if !errdefs.Is(err, want) {
+		t.Errorf("got %v, want an error of kind %v", err, want)
+	}
+}
+
+func TestLifeOfSnapshots(t *testing.T) {
+	s := open(t, t.TempDir(), "")
+	layered(t, s, 2)
+	kind(t, s.Prepare(ctx, "l1", ""), errdefs.Conflict)
+	kind(t, s.Prepare(ctx, "x", "nothing"), errdefs.NotFound)
+	kind(t, s.Remove(ctx, "l0"), errdefs.Conflict)
+	kind(t, s.Remove(ctx, "nothing"), errdefs.NotFound)
+	must(t, s.Prepare(ctx, "a", "l1"))
+	kind(t, s.Prepare(ctx, "b", "a"), errdefs.Conflict)
+	kind(t, s.Commit(ctx, "c", "l1"), errdefs.Conflict)
+	d, err := s.Dirs("a")
+	must(t, err)
+	if len(d.Lowers) != 2 || d.Work == "" {
+		t.Errorf("dirs %+v", d)
+	}
+	must(t, s.Remove(ctx, "a"), s.Remove(ctx, "l1"), s.Remove(ctx, "l0"))
+	if names, _ := s.Names(""); len(names) != 0 {
+		t.Errorf("left: %v", names)
+	}
+}
+
+func TestADirectoryGoesWithItsLastName(t *testing.T) {
+	s := open(t, t.TempDir(), "")
+	layered(t, s, 1)
+	d, _ := s.Dirs("l0")
+	must(t, s.Alias(ctx, "again", "l0"), s.Remove(ctx, "l0"))
+	if _, err := os.Stat(d.Upper); err != nil {
+		t.Errorf("the directory went with one of two names: %v", err)
+	}
+	must(t, s.Prepare(ctx, "other-active", ""), s.Commit(ctx, "other", "other-active"), s.Stack(ctx, "stacked", "again", "other"))
+	sd, err := s.Dirs("stacked")
+	must(t, err)
+	if sd.Upper != d.Upper || len(sd.Lowers) != 1 {
+		t.Errorf("stacked: %+v", sd)
+	}
+	kind(t, s.Remove(ctx, "other"), errdefs.Conflict)
+	must(t, s.Remove(ctx, "again"), s.Remove(ctx, "stacked"))
+	if _, err := os.Stat(d.Upper); !os.IsNotExist(err) {
+		t.Errorf("the directory is still at its place: %v", err)
+	}
+}
+
+func TestReopening(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, "boot1")
+	layered(t, s, 2)
+	must(t, s.Sync(ctx))
+	must(t, s.Prepare(ctx, "l2-active", "l1"), s.Commit(ctx, "l2", "l2-active"), s.Prepare(ctx, "top", "l2"), s.Prepare(ctx, "kept", "l1"))
+	// An unclean end: nothing is closed.
+	os.Mkdir(filepath.Join(dir, "snapshots", "77"), 0o700)
+	must(t, s.db.Close())
+	again := open(t, dir, "boot1")
+	if names, _ := again.Names(""); strings.Join(names, " ") != "kept l0 l1 l2 top" {
+		t.Errorf("after the process died: %v", names)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "snapshots", "77")); err == nil {
+		t.Error("a directory without a record was left")
+	}
+	must(t, again.db.Close())
+	again = open(t, dir, "boot2")
+	if names, _ := again.Names(""); strings.Join(names, " ") != "kept l0 l1" {
+		t.Errorf("after the machine died: %v", names)
+	}
+}
+
+func TestMounts(t *testing.T) {
+	testenv.NeedRoot(t)
+	for _, legacy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("legacy=%v", legacy), func(t *testing.T) {
+			if legacy {
+				defer linux.ForceLegacyOverlay()()
+			}
+			s := open(t, t.TempDir(), "")
+			top := layered(t, s, 130)
+			must(t, s.Prepare(ctx, "a", top))
+			f, err := s.MountFD(ctx, "a", MountOptions{Volatile: true})
+			must(t, err)
+			for _, name := range []string{"l0", "l64", "l129"} {
+				g, err := linux.OpenRegularInRoot(f, name)
+				if err != nil {
+					t.Errorf("layer %s: %v", name, err)
+					continue
+				}
+				g.Close()
+			}
+			w, err := linux.OpenInRoot(f, "new", os.O_CREATE|os.O_WRONLY, 0o644)
+			must(t, err)
+			w.Close()
+			must(t, linux.UnlinkAt(f, "l64", false))
+			f.Close()
+			f, err = s.MountFD(ctx, "a", MountOptions{})
+			must(t, err)
+			f.Close()
+			must(t, s.Commit(ctx, "done", "a"))
+			f, err = s.MountFD(ctx, "done", MountOptions{})
+			must(t, err)
+			if _, err := linux.OpenRegularInRoot(f, "l64"); !os.IsNotExist(err) {
+				t.Errorf("a deleted file: %v", err)
+			}
+			if _, err := linux.OpenInRoot(f, "x", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
+				t.Error("a committed snapshot could be written")
+			}
+			f.Close()
+			f, err = s.MountFD(ctx, "l0", MountOptions{})
+			must(t, err)
+			if _, err := linux.OpenInRoot(f, "x", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
+				t.Error("a single layer could be written")
+			}
+			f.Close()
+			if n, _, err := s.Usage(ctx, "l5"); n != 2 || err != nil {
+				t.Errorf("usage %d, %v", n, err)
+			}
+		})
+	}
+}
+
+func BenchmarkPrepareMountRemove(b *testing.B) {
+	testenv.NeedRoot(b)
+	s := open(b, b.TempDir(), "")
+	top := layered(b, s, 5)
+	for i := 0; b.Loop(); i++ {
+		key := fmt.Sprint("c", i)
+		must(b, s.Prepare(ctx, key, top))
+		f, err := s.MountFD(ctx, key, MountOptions{})
+		must(b, err)
+		f.Close()
+		must(b, s.Remove(ctx, key))
+	}
+}
