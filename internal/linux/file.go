@@ -4,6 +4,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -312,3 +314,91 @@ func (d FD) Entries() ([]Entry, error) {
 		out = appendEntries(out, buf[:n])
 	}
 }
+
+// RemoveAll removes an entry and everything below it. It goes by descriptor and
+// never follows a link, and works for trees of any depth. An entry that is not
+// there is fine.
+func (d FD) RemoveAll(name string) error {
+	err := d.removeTree(name, d, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	return err
+}
+
+// deepest is how many levels RemoveAll holds open at once.
+const deepest = 100
+
+func (d FD) removeTree(name string, top FD, depth int) error {
+	err := d.Unlink(name)
+	if err != unix.EISDIR && err != unix.EPERM {
+		return err
+	}
+	if d.Rmdir(name) == nil {
+		return nil
+	}
+	sub, err := d.Dir(name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	for {
+		entries, err := sub.Entries()
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if depth >= deepest && e.Type == TypeDir {
+				err = sub.removeDeep(e.Name, top)
+			} else {
+				err = sub.removeTree(e.Name, top, depth+1)
+			}
+			if err != nil && err != unix.ENOENT {
+				return err
+			}
+		}
+		// Someone may add entries meanwhile; then once more.
+		if err := d.Rmdir(name); err != unix.ENOTEMPTY || len(entries) == 0 {
+			return err
+		}
+	}
+}
+
+// removeDeep moves a directory to the top, where there is depth again.
+func (d FD) removeDeep(name string, top FD) error {
+	tmp := ".deep-" + strconv.FormatUint(uint64(time.Now().UnixNano()), 36)
+	if err := d.Rename(name, top, tmp); err != nil {
+		return err
+	}
+	return top.removeTree(tmp, top, 0)
+}
+
+// Umask is the process's mask of permission bits for new files.
+func Umask() (uint32, error) {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Umask:"); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 32)
+			return uint32(n), err
+		}
+	}
+	return 0o777, nil // as if every bit were masked: the caller sets modes itself
+}
+
+// OpenRoot is Root for a path that is ours.
+func OpenRoot(path string) (FD, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return NoFD, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return FD(fd), nil
+}
+
+// Flags for FD.Open.
+const (
+	Handle   = unix.O_PATH
+	ReadOnly = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
+)
