@@ -505,3 +505,47 @@ func (r *Repository) Referrers(ctx context.Context, d ocispec.Digest) (ocispec.I
 	}
 	return ocispec.ParseIndex(b, ocispec.TypeIndex)
 }
+
+// Distribution looks up what a name means at its registry, and which platforms
+// it is there for.
+func (c *Client) Distribution(ctx context.Context, ref reference.Ref, auth Auth) (ocispec.Descriptor, []ocispec.Platform, error) {
+	r := c.Repository(ref, auth)
+	ref = ref.OrLatest()
+	what := ref.Tag
+	if ref.Digest != "" {
+		what = ref.Digest
+	}
+	d, b, err := r.Manifest(ctx, what)
+	if err != nil {
+		return d, nil, err
+	}
+	var platforms []ocispec.Platform
+	if ocispec.IsIndex(d.MediaType) {
+		x, err := ocispec.ParseIndex(b, d.MediaType)
+		if err != nil {
+			return d, nil, err
+		}
+		for _, m := range x.Manifests {
+			if m.Platform != nil {
+				platforms = append(platforms, *m.Platform)
+			}
+		}
+		return d, platforms, nil
+	}
+	m, err := ocispec.ParseManifest(b, d.MediaType)
+	if err != nil {
+		return d, nil, err
+	}
+	if ocispec.IsConfig(m.Config.MediaType) {
+		cb, err := r.Small(ctx, m.Config, ocispec.MaxConfig)
+		if err != nil {
+			return d, nil, err
+		}
+		img, err := ocispec.ParseImage(cb)
+		if err != nil {
+			return d, nil, err
+		}
+		platforms = append(platforms, img.Platform)
+	}
+	return d, platforms, nil
+}

@@ -1,0 +1,458 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/ocispec"
+	"github.com/onggi/onggi/internal/reference"
+)
+
+// Remove takes a name away, and the image with its last name, as Docker does:
+// given a name, that name goes; given an ID, all names of one repository go.
+// The image itself stays where a container uses it, unless forced.
+func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) ([]Removed, error) {
+	if o.InUse == nil {
+		o.InUse = func(string) []string { return nil }
+	}
+	s.mu.RLock()
+	e, err := s.findLocked(nameOrID)
+	var names []reference.Ref
+	if err == nil {
+		names = s.refsLocked(e.id)
+	}
+	s.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	var out []Removed
+	quiet := false
+	if ref, ok := s.asName(nameOrID, e.id); ok {
+		if users := o.InUse(e.id); !o.Force && oneRepository(names) && len(tagsOf(names)) <= 1 && len(users) > 0 {
+			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "",
+				"conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", nameOrID, users[0], short(ocispec.Digest(e.id))),
+				"onggi rm "+strings.TrimSuffix(users[0], " (running)")+", or rmi -f")
+		}
+		drop := []reference.Ref{ref}
+		rest := slices.DeleteFunc(slices.Clone(names), func(n reference.Ref) bool { return n == ref })
+		// With the last tag of a repository its digests go, too.
+		if ref.Digest == "" && !slices.ContainsFunc(rest, func(n reference.Ref) bool { return n.Repository() == ref.Repository() && n.Digest == "" }) {
+			for _, n := range rest {
+				if n.Repository() == ref.Repository() {
+					drop = append(drop, n)
+				}
+			}
+		}
+		if out, err = s.untag(e.id, drop); err != nil {
+			return out, err
+		}
+		if len(names) > len(drop) {
+			return out, nil
+		}
+		names, quiet = nil, true
+	} else if oneRepository(names) {
+		if c := s.conflict(e.id, names, o, true); c != nil {
+			return nil, c
+		}
+		if out, err = s.untag(e.id, names); err != nil {
+			return out, err
+		}
+		names, quiet = nil, true
+	}
+	more, err := s.remove(ctx, e.id, names, o, quiet)
+	return append(out, more...), err
+}
+
+// asName reports whether a person meant a name by what led to the image, and
+// which.
+func (s *Service) asName(nameOrID, id string) (reference.Ref, bool) {
+	if strings.HasPrefix(id, nameOrID) || strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), strings.TrimPrefix(nameOrID, "sha256:")) {
+		// Unless it happens to be a name as well.
+		if r, err := reference.Parse(nameOrID); err == nil {
+			s.mu.RLock()
+			defer s.mu.RUnlock()
+			if s.names[r.OrLatest().String()] == id {
+				return r.OrLatest(), true
+			}
+		}
+		return reference.Ref{}, false
+	}
+	r, err := reference.Parse(nameOrID)
+	if err != nil {
+		return reference.Ref{}, false
+	}
+	if r.Digest != "" {
+		r.Tag = ""
+	}
+	return r.OrLatest(), true
+}
+
+// refsLocked lists an image's names. Preconditions: s.mu is held.
+func (s *Service) refsLocked(id string) []reference.Ref {
+	var out []reference.Ref
+	for _, n := range s.of[id] {
+		if r, err := reference.Parse(n); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func tagsOf(names []reference.Ref) []reference.Ref {
+	return slices.DeleteFunc(slices.Clone(names), func(n reference.Ref) bool { return n.Digest != "" })
+}
+
+// oneRepository reports whether names are one tag at most, with digests of the
+// same repository.
+func oneRepository(names []reference.Ref) bool {
+	return len(names) > 0 && len(tagsOf(names)) <= 1 && !slices.ContainsFunc(names, func(n reference.Ref) bool { return n.Repository() != names[0].Repository() })
+}
+
+// untag takes names away.
+func (s *Service) untag(id string, names []reference.Ref) ([]Removed, error) {
+	s.mu.Lock()
+	err := s.o.DB.Update(func(tx *metadb.Tx) error {
+		for _, n := range names {
+			if err := tx.Delete(bucketName, n.String()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		for _, n := range names {
+			s.setNameLocked(n.String(), "")
+		}
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	var out []Removed
+	for _, n := range names {
+		out = append(out, Removed{Untagged: n.Familiar()})
+		s.emit("untag", id, n.Familiar())
+	}
+	return out, nil
+}
+
+// conflict says why an image must stay. active: names do not count.
+func (s *Service) conflict(id string, names []reference.Ref, o RemoveOptions, active bool) error {
+	say := func(verb, hint, format string, args ...any) error {
+		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "conflict: unable to delete %s (%s) - %s", short(ocispec.Digest(id)), verb, fmt.Sprintf(format, args...)), hint)
+	}
+	if kids := s.children(id); len(kids) > 0 {
+		return say("cannot be forced", "onggi rmi "+short(ocispec.Digest(kids[0]))+" first", "image has dependent child images")
+	}
+	var stopped string
+	for _, u := range o.InUse(id) {
+		if c, ok := strings.CutSuffix(u, " (running)"); ok {
+			return say("cannot be forced", "onggi rm -f "+c, "image is being used by running container %s", c)
+		}
+		stopped = u
+	}
+	if o.Force {
+		return nil
+	}
+	if len(names) > 1 && !active {
+		return say("must be forced", "onggi rmi each name, or -f", "image is referenced in multiple repositories")
+	}
+	if stopped != "" {
+		return say("must be forced", "onggi rm "+stopped+", or rmi -f", "image is being used by stopped container %s", stopped)
+	}
+	return nil
+}
+
+func (s *Service) children(id string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []string
+	for _, e := range s.images {
+		if e.rec.Parent == id {
+			out = append(out, e.id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// remove deletes an image, its layers that no other has, and parents that
+// thereby have neither name nor child.
+func (s *Service) remove(ctx context.Context, id string, names []reference.Ref, o RemoveOptions, quiet bool) ([]Removed, error) {
+	if c := s.conflict(id, names, o, quiet); c != nil {
+		if quiet {
+			return nil, nil // the name is gone, as was asked
+		}
+		return nil, c
+	}
+	out, err := s.untag(id, names)
+	if err != nil {
+		return out, err
+	}
+	s.mu.RLock()
+	e := s.images[id]
+	var chains []string
+	var cfg ocispec.Image
+	if e != nil {
+		cfg, _ = e.config()
+	}
+	s.mu.RUnlock()
+	if e == nil {
+		return out, nil // another was quicker
+	}
+	for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
+		chains = append(chains, c.String())
+	}
+	s.emit("delete", id, id)
+	if err := s.forget(id); err != nil {
+		return out, err
+	}
+	out = append(out, Removed{Deleted: id})
+	slices.Reverse(chains)
+	for _, c := range chains {
+		if s.dropLayer(ctx, c) {
+			out = append(out, Removed{Deleted: c})
+		}
+	}
+	if parent := e.rec.Parent; parent != "" && !o.NoPrune {
+		s.mu.RLock()
+		p := s.images[parent]
+		named := len(s.of[parent]) > 0
+		s.mu.RUnlock()
+		if p != nil && !named {
+			more, err := s.remove(ctx, parent, nil, RemoveOptions{InUse: o.InUse}, true)
+			return append(out, more...), err
+		}
+	}
+	return out, nil
+}
+
+// forget deletes the records of an image, and documents that only it has.
+func (s *Service) forget(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[id]
+	if e == nil {
+		return nil
+	}
+	needed := map[ocispec.Digest]bool{}
+	for other, oe := range s.images {
+		if other != id {
+			for _, d := range oe.rec.Docs {
+				needed[d] = true
+			}
+		}
+	}
+	var drop []ocispec.Digest
+	for _, d := range e.rec.Docs {
+		if !needed[d] {
+			drop = append(drop, d)
+		}
+	}
+	names := slices.Clone(s.of[id])
+	err := s.o.DB.Update(func(tx *metadb.Tx) error {
+		if err := tx.Delete(bucketImage, id); err != nil {
+			return err
+		}
+		for _, d := range drop {
+			if err := tx.Delete(bucketDoc, d.String()); err != nil {
+				return err
+			}
+		}
+		for _, n := range names {
+			if err := tx.Delete(bucketName, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		s.setNameLocked(n, "")
+	}
+	delete(s.images, id)
+	for _, d := range drop {
+		if s.o.Content != nil {
+			if err := s.o.Content.Delete(d); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+				s.log.Warn("document not removed", "digest", d, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// usedLocked lists the chain IDs that images have. Preconditions: s.mu is held.
+func (s *Service) usedLocked() map[string]int {
+	used := map[string]int{}
+	for _, e := range s.images {
+		if cfg, err := e.config(); err == nil {
+			for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
+				used[c.String()]++
+			}
+		}
+	}
+	return used
+}
+
+// dropLayer removes a layer's record and its name in the snapshot store,
+// unless an image has it. It reports whether it is gone.
+func (s *Service) dropLayer(ctx context.Context, chain string) bool {
+	if s.flights.busy(chain) {
+		return false // a pull is just using it; it decides what becomes of it
+	}
+	leave, err := s.flights.enter(ctx, chain, nil)
+	if err != nil {
+		return false
+	}
+	defer leave()
+	return s.dropLayerHeld(ctx, chain)
+}
+
+// dropLayerHeld is dropLayer for who works on the chain.
+func (s *Service) dropLayerHeld(ctx context.Context, chain string) bool {
+	s.mu.RLock()
+	needed := s.layers[chain] == nil || s.pins[chain] > 0 || s.usedLocked()[chain] > 0
+	s.mu.RUnlock()
+	if needed {
+		return false
+	}
+	// A container whose image was removed by force may still stand on it; then
+	// it goes later (Collect).
+	if err := s.o.Snapshots.Remove(context.WithoutCancel(ctx), chain); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+		if !errdefs.Is(err, errdefs.Conflict) {
+			s.log.Error("layer not removed", "layer", chain, "error", err)
+		}
+		return false
+	}
+	s.mu.Lock()
+	err := s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(bucketLayer, chain) })
+	delete(s.layers, chain)
+	s.mu.Unlock()
+	if err != nil {
+		s.log.Error("layer's record not removed", "layer", chain, "error", err)
+	}
+	if err := os.Remove(s.splitPath(chain)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("tar-split not removed", "layer", chain, "error", err)
+	}
+	return true
+}
+
+// Collect removes the layers that no image has, and nothing stands on any
+// more. It is cheap where there are none.
+func (s *Service) Collect(ctx context.Context) {
+	for again := true; again; {
+		again = false
+		s.mu.RLock()
+		var idle []string
+		if used := s.usedLocked(); len(used) < len(s.layers) {
+			for c := range s.layers {
+				if used[c] == 0 && s.pins[c] == 0 {
+					idle = append(idle, c)
+				}
+			}
+		}
+		s.mu.RUnlock()
+		for _, c := range idle {
+			again = s.dropLayer(ctx, c) || again
+		}
+	}
+}
+
+// Prune removes the images that nothing uses: those without a name, or with
+// the filter dangling=false all.
+func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
+	var rep PruneReport
+	f, err := s.parseFilters(o.Filters)
+	if err != nil {
+		return rep, err
+	}
+	all := f.dangling != nil && !*f.dangling
+	f.dangling = nil
+	if o.InUse == nil {
+		o.InUse = func(string) []string { return nil }
+	}
+	before := s.Usage().Layers
+	s.mu.RLock()
+	var list []*entry
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		e := s.images[id]
+		if !all && len(tagsOf(s.refsLocked(id))) > 0 {
+			continue
+		}
+		if img, err := s.imageLocked(e); err == nil && f.match(img) {
+			list = append(list, e)
+		}
+	}
+	s.mu.RUnlock()
+	// Children go before their parents.
+	for round := 0; len(list) > 0 && round < 128; round++ {
+		var later []*entry
+		for _, e := range list {
+			if ctx.Err() != nil {
+				return rep, context.Cause(ctx)
+			}
+			if len(o.InUse(e.id)) > 0 {
+				continue
+			}
+			if len(s.children(e.id)) > 0 {
+				later = append(later, e)
+				continue
+			}
+			s.mu.RLock()
+			names := s.refsLocked(e.id)
+			s.mu.RUnlock()
+			removed, err := s.remove(ctx, e.id, names, RemoveOptions{InUse: o.InUse, Force: true, NoPrune: true}, false)
+			rep.Removed = append(rep.Removed, removed...)
+			if err != nil && !errdefs.Is(err, errdefs.Conflict) {
+				return rep, err
+			}
+		}
+		if len(later) == len(list) {
+			break
+		}
+		list = later
+	}
+	s.Collect(ctx)
+	rep.Freed = before - s.Usage().Layers
+	s.collectPartials(time.Now())
+	return rep, nil
+}
+
+// Usage tells what the images take on disk.
+func (s *Service) Usage() Usage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := Usage{Shared: map[string]int64{}, Unique: map[string]int64{}}
+	used := s.usedLocked()
+	for _, l := range s.layers {
+		u.Layers += l.Size
+	}
+	for id, e := range s.images {
+		cfg, err := e.config()
+		if err != nil {
+			continue
+		}
+		for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
+			l := s.layers[c.String()]
+			switch {
+			case l == nil:
+			case used[c.String()] > 1:
+				u.Shared[id] += l.Size
+			default:
+				u.Unique[id] += l.Size
+			}
+		}
+	}
+	return u
+}

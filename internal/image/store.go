@@ -1,0 +1,643 @@
+package image
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
+	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/ocispec"
+	"github.com/onggi/onggi/internal/reference"
+	"github.com/onggi/onggi/internal/snapshot"
+)
+
+// Buckets of metadb.
+const (
+	bucketImage = "image"
+	bucketDoc   = "image.doc"
+	bucketName  = "image.name"
+	bucketLayer = "image.layer"
+)
+
+// record is what metadb keeps of an image. Unknown versions are not read.
+type record struct {
+	V          int                // 1
+	Manifest   ocispec.Descriptor `json:",omitzero"`
+	Index      ocispec.Descriptor `json:",omitzero"`
+	Docs       []ocispec.Digest   // the configuration and whatever else is kept for it
+	Parent     string             `json:",omitempty"`
+	Container  string             `json:",omitempty"`
+	Added      time.Time
+	LastTagged time.Time `json:",omitzero"`
+}
+
+// document is a small JSON text, or an attestation.
+type document struct{ Data []byte }
+
+type nameRecord struct{ ID string }
+
+// layerRecord is what metadb keeps of a layer.
+type layerRecord struct {
+	V      int // 1
+	DiffID ocispec.Digest
+	Size   int64        // of the files
+	Tar    int64        // of the tar, 0 if unknown
+	Split  bool         `json:",omitempty"` // the exact tar can be made again
+	Blobs  []blobRecord `json:",omitempty"`
+}
+
+// blobRecord is a compressed form of a layer that repositories have.
+type blobRecord struct {
+	Type   string
+	Digest ocispec.Digest
+	Size   int64
+	Repos  []string // canonical names, the last used first
+}
+
+func (b blobRecord) descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: b.Type, Digest: b.Digest, Size: b.Size}
+}
+
+// smallDoc is the size up to which documents are records: nearly all of them.
+const smallDoc = 64 << 10
+
+const maxRepos = 8 // that are remembered for one blob
+
+// entry is an image in memory. It is replaced, never changed.
+type entry struct {
+	id     string
+	rec    record
+	config func() (ocispec.Image, error) // decoded at the first use
+}
+
+// Service keeps the images of an engine.
+type Service struct {
+	o   Options
+	log *slog.Logger
+
+	mu     sync.RWMutex
+	images map[string]*entry       // by ID; guarded by mu
+	names  map[string]string       // canonical name → ID; guarded by mu
+	of     map[string][]string     // ID → names; guarded by mu
+	layers map[string]*layerRecord // by chain ID; values are immutable; guarded by mu
+	pins   map[string]int          // chain ID → pulls and the like that need it; guarded by mu
+
+	flights flights // of work on a chain ID
+	loads   downloads
+}
+
+// New opens the store.
+func New(o Options) (*Service, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Downloads == 0 {
+		o.Downloads = 3
+	}
+	if o.Uploads == 0 {
+		o.Uploads = 5
+	}
+	if o.MaxLayer == 0 {
+		o.MaxLayer = 256 << 30
+	}
+	s := &Service{o: o, log: o.Logger, images: map[string]*entry{}, names: map[string]string{}, of: map[string][]string{}, layers: map[string]*layerRecord{}, pins: map[string]int{}}
+	s.loads = downloads{open: map[ocispec.Digest]*download{}}
+	for _, d := range []string{"", "split", "partial"} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, d), 0o700); err != nil {
+			return nil, errdefs.New(errdefs.Internal, "open", "images in "+o.Dir, err)
+		}
+	}
+	if err := o.DB.View(s.load); err != nil {
+		return nil, err
+	}
+	if err := s.reconcile(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Service) load(tx *metadb.Tx) error {
+	err := tx.Each(bucketImage, func(id string, raw json.RawMessage) error {
+		var rec record
+		if err := json.Unmarshal(raw, &rec); err != nil || rec.V != 1 {
+			s.log.Warn("image record not understood", "image", id, "version", rec.V, "error", err)
+			return nil
+		}
+		s.images[id] = s.newEntry(id, rec, nil)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = tx.Each(bucketName, func(name string, raw json.RawMessage) error {
+		var rec nameRecord
+		if err := json.Unmarshal(raw, &rec); err == nil && s.images[rec.ID] != nil {
+			s.setNameLocked(name, rec.ID)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return tx.Each(bucketLayer, func(chain string, raw json.RawMessage) error {
+		var rec layerRecord
+		if err := json.Unmarshal(raw, &rec); err == nil && rec.V == 1 {
+			s.layers[chain] = &rec
+		}
+		return nil
+	})
+}
+
+// reconcile compares the records with the snapshots that are there: after an
+// unclean boot some may not be, and their images with them. Layers of no
+// image, left by an interrupted pull, go.
+func (s *Service) reconcile() error {
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	var lost []string
+	for id, e := range s.images {
+		img, err := e.config()
+		if err != nil {
+			s.log.Error("image dropped: its configuration cannot be read", "image", id, "error", err)
+			lost = append(lost, id)
+			continue
+		}
+		chains := ocispec.ChainIDs(img.RootFS.DiffIDs)
+		whole := true
+		for _, c := range chains {
+			if s.layers[c.String()] == nil || !s.exists(c.String()) {
+				whole = false
+			}
+		}
+		if !whole {
+			s.log.Warn("image dropped: layers of it did not survive the last shutdown", "image", id, "names", s.of[id])
+			lost = append(lost, id)
+			continue
+		}
+	}
+	for _, id := range lost {
+		if err := s.forget(id); err != nil {
+			return err
+		}
+	}
+	s.Collect(context.Background())
+	s.collectPartials(time.Now())
+	return nil
+}
+
+// sweep removes what a crash left half done.
+func (s *Service) sweep() error {
+	err := s.o.Snapshots.Walk(func(i snapshot.Info) error {
+		if !strings.HasPrefix(i.Name, activePrefix) {
+			return nil
+		}
+		if err := s.o.Snapshots.Remove(context.Background(), i.Name); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(s.o.Dir, "split")
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "open", "images in "+s.o.Dir, err)
+	}
+	known := map[string]bool{}
+	for c := range s.layers {
+		known[hexOf(c)] = true
+	}
+	for _, f := range list {
+		if !known[f.Name()] {
+			os.Remove(filepath.Join(dir, f.Name()))
+		}
+	}
+	return nil
+}
+
+func (s *Service) exists(chain string) bool {
+	return s.o.Snapshots.Exists(chain)
+}
+
+func (s *Service) newEntry(id string, rec record, raw []byte) *entry {
+	e := &entry{id: id, rec: rec}
+	e.config = sync.OnceValues(func() (ocispec.Image, error) {
+		if raw == nil {
+			var err error
+			if raw, err = s.doc(ocispec.Digest(id)); err != nil {
+				return ocispec.Image{}, err
+			}
+		}
+		img, err := ocispec.ParseImage(raw)
+		raw = nil
+		return img, err
+	})
+	return e
+}
+
+// doc reads a document that is kept.
+func (s *Service) doc(d ocispec.Digest) ([]byte, error) {
+	var doc document
+	var ok bool
+	err := s.o.DB.View(func(tx *metadb.Tx) (err error) {
+		ok, err = tx.Get(bucketDoc, d.String(), &doc)
+		return err
+	})
+	if err == nil && !ok && s.o.Content != nil {
+		b, cerr := s.o.Content.Open(d)
+		if cerr != nil {
+			return nil, cerr
+		}
+		defer b.Close()
+		return io.ReadAll(b.Reader())
+	}
+	if err == nil && !ok {
+		err = errdefs.New(errdefs.NotFound, "read", "document "+d.String(), nil)
+	}
+	return doc.Data, err
+}
+
+// Doc reads a manifest, index, configuration or attestation of an image by its
+// digest, as it came.
+func (s *Service) Doc(d ocispec.Digest) ([]byte, error) { return s.doc(d) }
+
+// ConfigBytes is an image's configuration as it came.
+func (s *Service) ConfigBytes(nameOrID string) ([]byte, error) {
+	s.mu.RLock()
+	e, err := s.findLocked(nameOrID)
+	s.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	return s.doc(ocispec.Digest(e.id))
+}
+
+func (s *Service) setNameLocked(name, id string) {
+	if old := s.names[name]; old != "" {
+		s.of[old] = slices.DeleteFunc(slices.Clone(s.of[old]), func(n string) bool { return n == name })
+		if len(s.of[old]) == 0 {
+			delete(s.of, old)
+		}
+	}
+	if id == "" {
+		delete(s.names, name)
+		return
+	}
+	s.names[name] = id
+	list := append(slices.Clone(s.of[id]), name)
+	slices.Sort(list)
+	s.of[id] = list
+}
+
+// findLocked finds an image by name, ID, or the beginning of an ID.
+// Preconditions: s.mu is held.
+func (s *Service) findLocked(nameOrID string) (*entry, error) {
+	if e := s.images[nameOrID]; e != nil {
+		return e, nil
+	}
+	if reference.IsID(nameOrID) {
+		if e := s.images["sha256:"+nameOrID]; e != nil {
+			return e, nil
+		}
+		return nil, notFound(nameOrID, false)
+	}
+	if strings.HasPrefix(nameOrID, "sha256:") && reference.IsID(nameOrID[7:]) {
+		return nil, notFound(nameOrID, false)
+	}
+	ref, perr := reference.Parse(nameOrID)
+	if perr == nil {
+		if e := s.byNameLocked(ref); e != nil {
+			return e, nil
+		}
+	}
+	// The beginning of an ID, with or without its algorithm.
+	prefix := strings.TrimPrefix(nameOrID, "sha256:")
+	if prefix != "" && strings.Trim(prefix, "0123456789abcdef") == "" && len(prefix) < 64 {
+		var found *entry
+		for id, e := range s.images {
+			if strings.HasPrefix(id[len("sha256:"):], prefix) {
+				if found != nil {
+					return nil, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "%s is the beginning of several image IDs", nameOrID), "give more digits")
+				}
+				found = e
+			}
+		}
+		if found != nil {
+			return found, nil
+		}
+	}
+	if perr != nil {
+		return nil, perr
+	}
+	return nil, notFound(ref.OrLatest().Familiar(), true)
+}
+
+func (s *Service) byNameLocked(ref reference.Ref) *entry {
+	if ref.Digest == "" {
+		return s.images[s.names[ref.OrLatest().String()]]
+	}
+	// A tag beside a digest says nothing: the digest must be known in this
+	// repository, whatever the tag there means today.
+	by, _ := ref.WithDigest(ref.Digest)
+	return s.images[s.names[by.String()]]
+}
+
+func notFound(name string, pullable bool) error {
+	err := errdefs.Newf(errdefs.NotFound, "", "", "No such image: %s", name)
+	if pullable {
+		err = errdefs.WithHint(err, "onggi pull "+name)
+	}
+	return err
+}
+
+// Get finds an image by name, name@digest, ID, or the beginning of an ID.
+func (s *Service) Get(nameOrID string) (Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, err := s.findLocked(nameOrID)
+	if err != nil {
+		return Image{}, err
+	}
+	return s.imageLocked(e)
+}
+
+func (s *Service) imageLocked(e *entry) (Image, error) {
+	cfg, err := e.config()
+	if err != nil {
+		return Image{}, errdefs.New(errdefs.Internal, "read", "image "+e.id, err)
+	}
+	img := Image{ID: e.id, Manifest: e.rec.Manifest, Index: e.rec.Index, Config: cfg, Added: e.rec.Added, LastTagged: e.rec.LastTagged, Parent: e.rec.Parent, Target: e.rec.Index}
+	if img.Target.Digest == "" {
+		img.Target = img.Manifest
+	}
+	if cfg.Created != nil {
+		img.Created = *cfg.Created
+	}
+	for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
+		img.Chain = append(img.Chain, c.String())
+		if l := s.layers[c.String()]; l != nil {
+			img.Size += l.Size
+		}
+	}
+	if n := len(img.Chain); n > 0 {
+		img.Snapshot = img.Chain[n-1]
+	}
+	for _, n := range s.of[e.id] {
+		r, err := reference.Parse(n)
+		switch {
+		case err != nil:
+		case r.Digest != "":
+			img.RepoDigests = append(img.RepoDigests, r.Familiar())
+		default:
+			img.RepoTags = append(img.RepoTags, r.Familiar())
+		}
+	}
+	return img, nil
+}
+
+// put makes an image visible, under names, in one transaction. Its layers must
+// be there, and durable.
+type addition struct {
+	id     string
+	rec    record
+	docs   map[ocispec.Digest][]byte
+	names  []reference.Ref // tags and digests
+	layers map[string]*layerRecord
+}
+
+func (s *Service) add(a addition) error {
+	if err := s.putLargeDocs(a.docs); err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	a.rec.V = 1
+	if a.rec.Added.IsZero() {
+		a.rec.Added = now
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tagged := false
+	for _, n := range a.names {
+		tagged = tagged || n.Tag != ""
+	}
+	var old *entry
+	if old = s.images[a.id]; old != nil {
+		a.rec = merge(old.rec, a.rec)
+	}
+	if tagged {
+		a.rec.LastTagged = now
+	}
+	for d := range a.docs {
+		if !slices.Contains(a.rec.Docs, d) {
+			a.rec.Docs = append(a.rec.Docs, d)
+		}
+	}
+	slices.Sort(a.rec.Docs)
+	err := s.o.DB.Update(func(tx *metadb.Tx) error {
+		if err := tx.Put(bucketImage, a.id, a.rec); err != nil {
+			return err
+		}
+		for d, b := range a.docs {
+			if len(b) > smallDoc && s.o.Content != nil {
+				continue // it is there already
+			}
+			if err := tx.Put(bucketDoc, d.String(), document{b}); err != nil {
+				return err
+			}
+		}
+		for c, l := range a.layers {
+			if err := tx.Put(bucketLayer, c, l); err != nil {
+				return err
+			}
+		}
+		for _, n := range a.names {
+			if err := tx.Put(bucketName, n.String(), nameRecord{a.id}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for c, l := range a.layers {
+		s.layers[c] = l
+	}
+	if old != nil {
+		e := *old
+		e.rec = a.rec
+		s.images[a.id] = &e
+	} else {
+		s.images[a.id] = s.newEntry(a.id, a.rec, a.docs[ocispec.Digest(a.id)])
+	}
+	for _, n := range a.names {
+		s.setNameLocked(n.String(), a.id)
+	}
+	return nil
+}
+
+// putLargeDocs writes the documents that are too large to be records.
+func (s *Service) putLargeDocs(docs map[ocispec.Digest][]byte) error {
+	for d, b := range docs {
+		if len(b) <= smallDoc || s.o.Content == nil {
+			continue
+		}
+		if _, err := s.o.Content.Has(d); err == nil {
+			continue
+		}
+		w, err := s.o.Content.Writer(context.Background(), "image "+d.String(), ocispec.Descriptor{Digest: d, Size: int64(len(b))})
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(b[w.Offset():])
+		if err == nil {
+			err = w.Commit(int64(len(b)), d)
+		}
+		w.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge keeps of an image that comes a second time what the first one knew.
+func merge(old, add record) record {
+	if add.Manifest.Digest == "" {
+		add.Manifest, add.Index = old.Manifest, old.Index
+	}
+	for _, d := range old.Docs {
+		if !slices.Contains(add.Docs, d) {
+			add.Docs = append(add.Docs, d)
+		}
+	}
+	if add.Parent == "" {
+		add.Parent = old.Parent
+	}
+	add.Added, add.LastTagged = old.Added, old.LastTagged
+	return add
+}
+
+// Tag gives an image a further name, taking it from another if need be.
+func (s *Service) Tag(ctx context.Context, src string, ref reference.Ref) error {
+	if ref.Digest != "" {
+		return errdefs.Newf(errdefs.Invalid, "tag", ref.Familiar(), "refusing to create a tag with a digest reference")
+	}
+	ref = ref.OrLatest()
+	s.mu.RLock()
+	e, err := s.findLocked(src)
+	s.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if err := s.add(addition{id: e.id, rec: e.rec, names: []reference.Ref{ref}}); err != nil {
+		return err
+	}
+	s.emit("tag", e.id, ref.Familiar())
+	return nil
+}
+
+func (s *Service) emit(action events.Action, id, name string) {
+	if s.o.Events == nil {
+		return
+	}
+	attrs := map[string]string{"name": name}
+	s.mu.RLock()
+	if e := s.images[id]; e != nil {
+		if img, err := e.config(); err == nil {
+			for k, v := range img.Config.Labels {
+				if k != "name" {
+					attrs[k] = v
+				}
+			}
+		}
+	}
+	s.mu.RUnlock()
+	s.o.Events.Emit(events.Image, action, id, attrs)
+}
+
+// splitPath is where the tar-split of a layer is.
+func (s *Service) splitPath(chain string) string {
+	return filepath.Join(s.o.Dir, "split", hexOf(chain))
+}
+
+func (s *Service) partialPath(d ocispec.Digest) string {
+	return filepath.Join(s.o.Dir, "partial", hexOf(d.String()))
+}
+
+// hexOf makes a file name of a digest, whose form has been checked.
+func hexOf(digest string) string {
+	alg, enc, _ := strings.Cut(digest, ":")
+	if _, err := hex.DecodeString(enc); err != nil {
+		enc = hex.EncodeToString([]byte(enc)) // cannot be, and must not leave the directory
+	}
+	if alg == "sha256" {
+		return enc
+	}
+	return alg + "-" + enc
+}
+
+// partialAge is how long the beginning of a blob is kept for a pull that may
+// go on.
+const partialAge = 7 * 24 * time.Hour
+
+// collectPartials drops blobs whose pull nobody went on with.
+func (s *Service) collectPartials(now time.Time) {
+	dir := filepath.Join(s.o.Dir, "partial")
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, f := range list {
+		if i, err := f.Info(); err == nil && now.Sub(i.ModTime()) > partialAge {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.log.Warn("partial blob not removed", "file", f.Name(), "error", err)
+			}
+		}
+	}
+}
+
+// DropPartials removes every partial blob that no pull is using, and returns
+// how many bytes that freed.
+func (s *Service) DropPartials() int64 {
+	var freed int64
+	dir := filepath.Join(s.o.Dir, "partial")
+	list, _ := os.ReadDir(dir)
+	s.loads.mu.Lock()
+	defer s.loads.mu.Unlock()
+	busy := map[string]bool{}
+	for d := range s.loads.open {
+		busy[hexOf(d.String())] = true
+	}
+	for _, f := range list {
+		if busy[f.Name()] {
+			continue
+		}
+		if i, err := f.Info(); err == nil && os.Remove(filepath.Join(dir, f.Name())) == nil {
+			freed += i.Size()
+		}
+	}
+	return freed
+}
+
+func short(d ocispec.Digest) string {
+	enc := d.Encoded()
+	return enc[:min(12, len(enc))]
+}
+
+func quote(id string) string { return fmt.Sprintf("image %q", id) }
