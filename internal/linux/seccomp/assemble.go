@@ -121,7 +121,7 @@ type group struct{ spans []span }
 
 // maxSingles bounds the single numbers of a group, which are compared one
 // after another.
-const maxSingles = 4
+const maxSingles = 3
 
 // groups divides spans. A single number in a group costs one comparison; as a
 // leaf of the tree it would cost two.
