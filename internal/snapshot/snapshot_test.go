@@ -109,19 +109,29 @@ func TestReopening(t *testing.T) {
 	must(t, s.Sync(ctx))
 	must(t, s.Prepare(ctx, "l2-active", "l1"), s.Commit(ctx, "l2", "l2-active"), s.Prepare(ctx, "top", "l2"), s.Prepare(ctx, "kept", "l1"))
 	// An unclean end: nothing is closed.
-	os.Mkdir(filepath.Join(dir, "snapshots", "77"), 0o700)
+	os.Mkdir(filepath.Join(dir, "snapshots", "d", "77"), 0o700)
 	must(t, s.db.Close())
 	again := open(t, dir, "boot1")
 	if names, _ := again.Names(""); strings.Join(names, " ") != "kept l0 l1 l2 top" {
 		t.Errorf("after the process died: %v", names)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "snapshots", "77")); err == nil {
+	if _, err := os.Stat(filepath.Join(dir, "snapshots", "d", "77")); err == nil {
 		t.Error("a directory without a record was left")
 	}
 	must(t, again.db.Close())
 	again = open(t, dir, "boot2")
-	if names, _ := again.Names(""); strings.Join(names, " ") != "kept l0 l1" {
+	if names, _ := again.Names(""); strings.Join(names, " ") != "kept l0 l1 top" {
 		t.Errorf("after the machine died: %v", names)
+	}
+	// What lay on a layer that is gone waits for one of its name.
+	if i, err := again.Stat("top"); err != nil || !i.Lost {
+		t.Errorf("top: %+v, %v", i, err)
+	}
+	_, err := again.Dirs("top")
+	kind(t, err, errdefs.Conflict)
+	must(t, again.Prepare(ctx, "l2-again", "l1"), again.Commit(ctx, "l2", "l2-again"))
+	if d, err := again.Dirs("top"); err != nil || len(d.Lowers) != 3 {
+		t.Errorf("top after its parent came back: %+v, %v", d, err)
 	}
 }
 
