@@ -379,7 +379,10 @@ func (c *compiler) cgroupMount(m specs.Mount, o mountOptions) error {
 	}
 	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.Step("make %q read-only", m.Destination)
-		c.setattr(r, 0, unix.MOUNT_ATTR_RDONLY, 0, 0, 0)
+		// Opened anew: the register of the tmpfs may have been used again.
+		at, _ := c.inRoot(m.Destination, 0)
+		c.setattr(at, 0, unix.MOUNT_ATTR_RDONLY, 0, 0, 0)
+		c.Call("close", unix.SYS_CLOSE, at)
 	}
 	return nil
 }
