@@ -364,8 +364,8 @@ func (db *DB) restart(generation, seq uint64) error {
 }
 
 // snapshot writes records to the file of a new log, without its name.
-func (db *DB) snapshot(generation, seq uint64, records map[string]map[string]json.RawMessage) (lf *logFile, err error) {
-	lf = &logFile{name: logName(generation), header: header{rand.Uint64(), generation}, seq: seq}
+func (db *DB) snapshot(generation, seq uint64, records map[string]map[string]json.RawMessage) (_ *logFile, err error) {
+	lf := &logFile{name: logName(generation), header: header{rand.Uint64(), generation}, seq: seq}
 	if lf.f, err = db.fs.Create(lf.name + ".new"); err != nil {
 		return nil, err
 	}

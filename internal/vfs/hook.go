@@ -3,6 +3,7 @@ package vfs
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
 )
 
 // Hook calls Before with each operation that changes the disk, in words; its
@@ -74,4 +75,16 @@ func (f hookFile) Allocate(size int64) error {
 
 func (f hookFile) Sync() error {
 	return f.h.do(func() error { return f.File.Sync() }, "sync %s", f.name)
+}
+
+// FailAt is a Before that lets n operations through, and fails the next and all
+// after it.
+func FailAt(n int, err error) func(string) error {
+	var done atomic.Int64
+	return func(string) error {
+		if done.Add(1) > int64(n) {
+			return err
+		}
+		return nil
+	}
 }
