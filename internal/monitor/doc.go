@@ -26,10 +26,10 @@
 //
 // Output is taken out of a pipe only after it is in the log. The order is: look
 // at the pipe's head with tee(2); note in shared memory where in the log the
-// batch goes, and its time; move the batch to a staging pipe; write the log; note
-// that; empty the staging pipe. Whoever finds the notes can finish the batch, and
-// repeating it gives the same bytes at the same place. A line that is not whole
-// yet stays in the pipe.
+// batch goes, and its time; write the log; move the batch to a staging pipe;
+// empty that. Whoever finds the notes can finish the batch, and repeating it
+// gives the same bytes at the same place. A line that is not whole yet stays in
+// the pipe.
 //
 // A client that is attached gets output as it arrives. One that does not read
 // holds the process back, in one buffer of at most 64 KiB for each process, and

@@ -266,7 +266,7 @@ func (f *fixture) spec(k Key) logs.Spec {
 
 func logSpec(root string, k Key) logs.Spec {
 	os.MkdirAll(root+".logs", 0o700)
-	return logs.Spec{Path: filepath.Join(root+".logs", k.file()+".log")}
+	return logs.Spec{Path: filepath.Join(root+".logs", k.file()+".log"), MaxSize: -1}
 }
 
 func (f *fixture) logDir() string {

@@ -122,7 +122,7 @@ func (s *server) recoverLost() {
 		for _, l := range s.loops {
 			l.call(func() {
 				// What is left is of processes that nobody knows any more.
-				if err := l.stage.finish(nil, -1); err != nil {
+				if err := l.stage.reset(); err != nil {
 					s.logf("empty a staging pipe: %v", err)
 				}
 			})
@@ -192,6 +192,9 @@ func (s *server) finishStage(st *stage, p *process) {
 		pipe = p.fds[keptBuffer]
 	case which == logs.Stderr:
 		pipe = p.fds[keptStderr]
+	}
+	if p.log == nil || pipe < 0 {
+		return
 	}
 	if err := st.finish(p.log, pipe); err != nil {
 		s.logf("finish a batch of %v: %v", p.rec.key, err)

@@ -259,6 +259,7 @@ func (s *server) onSubscribe(c *conn, id uint64, d *dec, fds []int) error {
 		return malformed(errors.Join(err, unexpected(fds)), fds)
 	}
 	s.recoverLost()
+	s.awaitOrphans()
 	s.mu.Lock()
 	c.subscribed = true
 	for i, l := range s.loops {

@@ -32,6 +32,7 @@ type server struct {
 	pidInodes bool
 
 	mu       sync.Mutex
+	changed  sync.Cond        // of mu: a start came to its end
 	procs    map[Key]*process // guarded by mu
 	conns    map[*conn]bool   // guarded by mu
 	closing  bool             // guarded by mu; no more starts
@@ -46,6 +47,7 @@ func newServer(dir records, launch launcher, stages []*stage, lg *log.Logger) (*
 		dir: dir, launch: launch, log: lg, procs: map[Key]*process{}, conns: map[*conn]bool{},
 		lost: map[Key]*record{}, idle: time.Now(), pidInodes: pidfdInodes(),
 	}
+	s.changed.L = &s.mu
 	s.serial.Store(uint64(time.Now().UnixNano()))
 	for _, st := range stages {
 		l, err := newLoop(st)
@@ -104,10 +106,20 @@ func (s *server) start(c *conn, r *StartRequest, files []*os.File, conns []int) 
 		s.abandon(p)
 		return nil, err
 	}
-	if r.Hold {
-		s.setState(p, held)
+	if r.Hold && !s.hold(p) {
+		s.abandon(p)
+		return nil, errLost
 	}
 	return p, nil
+}
+
+// hold has p wait for its engine, unless that has gone meanwhile.
+func (s *server) hold(p *process) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.state = held
+	s.changed.Broadcast()
+	return s.conns[p.owner]
 }
 
 func (s *server) checkStart(r *StartRequest, conns []int) error {
@@ -312,6 +324,7 @@ func (s *server) forget(p *process) {
 		return
 	}
 	delete(s.procs, p.rec.key)
+	s.changed.Broadcast()
 	// Under the lock, or it could remove the record of a new start.
 	if err := s.dir.remove(p.rec.key); err != nil {
 		s.logf("forget %v: %v", p.rec.key, err)
@@ -325,6 +338,31 @@ func (s *server) setState(p *process, st state) {
 	defer s.mu.Unlock()
 	if p.state != exited {
 		p.state = st
+	}
+	s.changed.Broadcast()
+}
+
+// awaitOrphans waits for starts whose engine has gone: its successor must learn of
+// them. A set-up that hangs is waited for only so long.
+func (s *server) awaitOrphans() {
+	deadline := time.Now().Add(quiesce)
+	wake := time.AfterFunc(quiesce, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.changed.Broadcast()
+	})
+	defer wake.Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for time.Now().Before(deadline) {
+		waits := false
+		for _, p := range s.procs {
+			waits = waits || p.state == starting && !s.conns[p.owner]
+		}
+		if !waits {
+			return
+		}
+		s.changed.Wait()
 	}
 }
 

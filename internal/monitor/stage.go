@@ -40,9 +40,10 @@ const (
 )
 
 const (
-	phaseIdle   = iota // the staging pipe is empty
-	phaseMoving        // count bytes, from the staging pipe and then the stream, go to offset
-	phaseLogged        // what is in the staging pipe is in the log
+	phaseIdle    = iota // the staging pipe is empty
+	phaseWriting        // count bytes at the stream's head go to offset
+	phaseMoving         // they are in the log, and go to the staging pipe
+	phaseMoved          // what is in the staging pipe is in the log
 )
 
 // newStage makes a stage, over the pipe of a predecessor where kept has one.
@@ -103,15 +104,23 @@ func (s *stage) commit(log *logs.Writer, serial uint64, stream logs.Stream, pipe
 	atomic.StoreUint64(&s.words[wordOffset], uint64(off))
 	atomic.StoreUint64(&s.words[wordTime], uint64(now.UnixNano()))
 	atomic.StoreUint64(&s.words[wordCount], uint64(len(p)))
-	atomic.StoreUint64(&s.words[wordPhase], phaseMoving)
-	s.move(pipe, len(p))
+	atomic.StoreUint64(&s.words[wordPhase], phaseWriting)
 	log.Write(time.Unix(0, now.UnixNano()), stream, p, open)
-	s.clear(len(p))
+	s.take(pipe, len(p))
+}
+
+// take drops n bytes at a pipe's head, which are in the log. They go through the
+// staging pipe, where nothing else can come between: how many of them are gone
+// already can always be told.
+func (s *stage) take(pipe, n int) {
+	atomic.StoreUint64(&s.words[wordPhase], phaseMoving)
+	s.move(pipe, n)
+	s.clear(n)
 }
 
 // clear empties the staging pipe of n bytes, which are in the log.
 func (s *stage) clear(n int) {
-	atomic.StoreUint64(&s.words[wordPhase], phaseLogged)
+	atomic.StoreUint64(&s.words[wordPhase], phaseMoved)
 	for n > 0 {
 		m, err := linux.Splice(s.r, s.null, n)
 		if err != nil || m == 0 {
@@ -135,34 +144,46 @@ func (s *stage) move(pipe, n int) {
 
 // pending tells whose batch a predecessor left unfinished.
 func (s *stage) pending() (serial uint64, stream logs.Stream, ok bool) {
-	if !s.inherited || atomic.LoadUint64(&s.words[wordPhase]) != phaseMoving {
-		return 0, 0, false
+	switch atomic.LoadUint64(&s.words[wordPhase]) {
+	case phaseWriting, phaseMoving:
+		stream, _ = wordStreamOf(atomic.LoadUint64(&s.words[wordStream]))
+		return atomic.LoadUint64(&s.words[wordSerial]), stream, true
 	}
-	stream, _ = wordStreamOf(atomic.LoadUint64(&s.words[wordStream]))
-	return atomic.LoadUint64(&s.words[wordSerial]), stream, true
+	return 0, 0, false
 }
 
-// finish ends the batch that a predecessor left: with log and the stream's pipe
-// if it was not surely logged; log is nil if nobody knows the process any more.
+// finish ends the batch that a predecessor left, of a stream whose log and pipe
+// these are.
 func (s *stage) finish(log *logs.Writer, pipe int) error {
-	if s.inherited && atomic.LoadUint64(&s.words[wordPhase]) == phaseMoving && log != nil {
-		want := int(atomic.LoadUint64(&s.words[wordCount]))
-		have, err := linux.Queued(s.r)
+	n := int(atomic.LoadUint64(&s.words[wordCount]))
+	switch atomic.LoadUint64(&s.words[wordPhase]) {
+	case phaseWriting:
+		buf := make([]byte, n)
+		got, err := s.peek(pipe, buf)
 		if err != nil {
-			return os.NewSyscallError("ioctl", err)
-		}
-		if want > have && pipe >= 0 {
-			s.move(pipe, want-have)
-		}
-		buf := make([]byte, want)
-		n, err := s.peek(s.r, buf)
-		if err != nil && n == 0 && want > 0 {
 			return err
 		}
 		stream, open := wordStreamOf(atomic.LoadUint64(&s.words[wordStream]))
 		at := time.Unix(0, int64(atomic.LoadUint64(&s.words[wordTime])))
-		log.Redo(int64(atomic.LoadUint64(&s.words[wordOffset])), at, stream, buf[:n], open)
+		log.Redo(int64(atomic.LoadUint64(&s.words[wordOffset])), at, stream, buf[:got], open)
+		s.take(pipe, got)
+	case phaseMoving:
+		// Without the predecessor's staging pipe nobody knows how much of it was
+		// moved. What was not is logged twice then, rather than something not at all.
+		if !s.inherited {
+			break
+		}
+		moved, err := linux.Queued(s.r)
+		if err != nil {
+			return os.NewSyscallError("ioctl", err)
+		}
+		s.move(pipe, n-moved)
 	}
+	return s.reset()
+}
+
+// reset empties the staging pipe: what is in it is logged, or nobody's any more.
+func (s *stage) reset() error {
 	n, err := linux.Queued(s.r)
 	if err != nil {
 		return os.NewSyscallError("ioctl", err)
