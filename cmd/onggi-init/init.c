@@ -23,8 +23,9 @@ enum {
 	NR_close = 3, NR_fstat = 5, NR_mmap = 9, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14,
 	NR_sendmsg = 46, NR_recvfrom = 45, NR_wait4 = 61, NR_kill = 62,
 	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_exit_group = 231, NR_close_range = 436,
-	NR_clone = 56, NR_setpgid = 109, NR_getpgid = 121, NR_ioctl = 16,
+	NR_clone = 56, NR_openat = 257, NR_mkdirat = 258, NR_readlinkat = 267, NR_openat2 = 437, NR_setpgid = 109, NR_getpgid = 121, NR_ioctl = 16,
 };
+enum { O_DIRECTORY = 0x10000, O_NOFOLLOW = 0x20000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
 	i64 r;
@@ -43,8 +44,9 @@ enum {
 	NR_close = 57, NR_fstat = 80, NR_mmap = 222, NR_rt_sigaction = 134, NR_rt_sigprocmask = 135,
 	NR_sendmsg = 211, NR_recvfrom = 207, NR_wait4 = 260, NR_kill = 129,
 	NR_rt_sigtimedwait = 137, NR_prctl = 167, NR_exit_group = 94, NR_close_range = 436,
-	NR_clone = 220, NR_setpgid = 154, NR_getpgid = 155, NR_ioctl = 29,
+	NR_clone = 220, NR_openat = 56, NR_mkdirat = 34, NR_readlinkat = 78, NR_openat2 = 437, NR_setpgid = 154, NR_getpgid = 155, NR_ioctl = 29,
 };
+enum { O_DIRECTORY = 0x4000, O_NOFOLLOW = 0x8000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
 	register i64 x8 __asm__("x8") = n;
@@ -68,10 +70,11 @@ __asm__(".globl _start\n_start:\n\tbl start\n");
 #define sys(n, a, b, c, d) sys6(n, (i64)(a), (i64)(b), (i64)(c), (i64)(d), 0, 0)
 #define failed(r) ((u64)(r) >= (u64)-4095)
 
-enum { EINTR = 4 };
+enum { ENOENT = 2, EINTR = 4, EAGAIN = 11, EEXIST = 17, ENAMETOOLONG = 36, ELOOP = 40 };
+enum { O_WRONLY = 1, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000, O_PATH = 010000000 };
 enum { SOCKET = 3, PROGRAM = 4 };
 
-enum { SYSCALL, JUMP, STORE, JUMPIF, LOAD, EXIT, TELL, FAIL, INIT, SET };
+enum { SYSCALL, JUMP, STORE, JUMPIF, LOAD, EXIT, TELL, FAIL, INIT, SET, MKPATH, MOVE };
 enum { M_READY = 1, M_ERROR, M_PID, M_FD, M_STAGE };
 
 #define MAGIC 0x31494e494f474e4fUL
@@ -85,6 +88,10 @@ struct op {
 	u8 errs[8];
 	u64 target;
 };
+
+// The socket to the launcher. It may have to make room for what the application
+// gets under its number.
+static int sock = SOCKET;
 
 __attribute__((noreturn)) static void leave(int code)
 {
@@ -102,7 +109,7 @@ static i64 tell(u32 kind, u32 step, i64 value)
 	};
 	i64 r;
 	do
-		r = sys(NR_sendmsg, SOCKET, &h, 0x4000 /* MSG_NOSIGNAL */, 0);
+		r = sys(NR_sendmsg, sock, &h, 0x4000 /* MSG_NOSIGNAL */, 0);
 	while (r == -EINTR);
 	return r;
 }
@@ -113,13 +120,119 @@ __attribute__((noreturn)) static void fail(const struct op *o, i64 err)
 	leave(127);
 }
 
+static i64 inroot(i64 root, const char *path, u64 flags)
+{
+	struct { u64 flags, mode, resolve; } how = { flags | O_CLOEXEC, 0, 0x10 | 0x02 /* IN_ROOT, NO_MAGICLINKS */ };
+	i64 r;
+	int n = 0;
+	do // a rename elsewhere makes the kernel unsure about ".."
+		r = sys(NR_openat2, root, *path ? path : ".", &how, sizeof how);
+	while ((r == -EAGAIN && n++ < 1000) || r == -EINTR);
+	return r;
+}
+
+// mkpath opens path below root as a handle, and makes what is missing: the
+// directories, and at the end a directory or an empty file. Symbolic links that
+// lead nowhere are followed inside the root, as everything else.
+static i64 mkpath(i64 root, const char *path, int file, i64 mode)
+{
+	char done[4096], rest[4096], next[4096]; // done has no links in it and no slash at its end
+	int links = 0, n = 0, len = 0;
+	i64 r = inroot(root, path, O_PATH);
+	if (r != -ENOENT)
+		return r;
+	while (path[len] && len < 4095) {
+		rest[len] = path[len];
+		len++;
+	}
+	if (path[len])
+		return -ENAMETOOLONG;
+	rest[len] = 0;
+	done[0] = 0;
+	char *p = rest;
+	for (;;) {
+		while (*p == '/')
+			p++;
+		char *name = p;
+		while (*p && *p != '/')
+			p++;
+		int size = p - name;
+		if (!size)
+			return inroot(root, done, O_PATH);
+		if (size == 1 && name[0] == '.')
+			continue;
+		if (size == 2 && name[0] == '.' && name[1] == '.') {
+			while (n > 0 && done[--n] != '/')
+				;
+			done[n] = 0;
+			continue;
+		}
+		char *q = p;
+		while (*q == '/')
+			q++;
+		int last = !*q;
+		if (n + size + 2 > 4096)
+			return -ENAMETOOLONG;
+		int was = n;
+		if (n)
+			done[n++] = '/';
+		for (int i = 0; i < size; i++)
+			done[n++] = name[i];
+		done[n] = 0;
+		i64 fd = inroot(root, done, O_PATH | O_NOFOLLOW);
+		if (fd == -ENOENT) {
+			char *base = done + (was ? was + 1 : 0);
+			char keep = done[was];
+			done[was] = 0;
+			i64 dir = inroot(root, done, O_PATH | O_DIRECTORY);
+			done[was] = keep;
+			if (failed(dir))
+				return dir;
+			if (!was)
+				base = done;
+			if (last && file)
+				r = sys(NR_openat, dir, base, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, mode);
+			else
+				r = sys(NR_mkdirat, dir, base, file ? 0755 : mode, 0);
+			if (r > 0)
+				sys(NR_close, r, 0, 0, 0);
+			sys(NR_close, dir, 0, 0, 0);
+			if (failed(r) && r != -EEXIST)
+				return r;
+			fd = inroot(root, done, O_PATH | O_NOFOLLOW);
+		}
+		if (failed(fd))
+			return fd;
+		r = sys(NR_readlinkat, fd, "", next, 4095);
+		sys(NR_close, fd, 0, 0, 0);
+		if (failed(r))
+			continue; // no link
+		if (links++ >= 40)
+			return -ELOOP;
+		// what is left of the path goes behind the link's target
+		int t = r;
+		next[t++] = '/';
+		while (*p) {
+			if (t >= 4095)
+				return -ENAMETOOLONG;
+			next[t++] = *p++;
+		}
+		for (int i = 0; i < t; i++)
+			rest[i] = next[i];
+		rest[t] = 0;
+		p = rest;
+		n = rest[0] == '/' ? 0 : was;
+		done[n] = 0;
+	}
+}
+
 // wait_go waits for one byte. A launcher that is gone has given up.
 static void wait_go(void)
 {
 	u8 go;
 	i64 r;
 	do
-		r = sys6(NR_recvfrom, SOCKET, (i64)&go, 1, 0, 0, 0);
+		r = sys6(NR_recvfrom, sock, (i64)&go, 1, 0, 0, 0);
 	while (r == -EINTR);
 	if (r != 1)
 		leave(125);
@@ -200,7 +313,11 @@ __attribute__((noreturn)) static void run(u8 *base, u64 size)
 		}
 		switch (o->code) {
 		case SYSCALL:
-			r = sys6(o->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+		case MKPATH:
+			if (o->code == MKPATH)
+				r = mkpath(a[0], (const char *)a[1], a[2], a[3]);
+			else
+				r = sys6(o->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
 			if (o->dst)
 				reg[o->dst] = r;
 			if (failed(r)) {
@@ -237,6 +354,9 @@ __attribute__((noreturn)) static void run(u8 *base, u64 size)
 			fail(o, a[0]);
 		case INIT:
 			init(o);
+			break;
+		case MOVE:
+			sock = a[0];
 			break;
 		case SET:
 			reg[o->dst] = a[0];

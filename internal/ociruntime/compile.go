@@ -1,7 +1,6 @@
 package ociruntime
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -25,17 +24,23 @@ const (
 
 // Options complete a configuration with what only the caller has.
 type Options struct {
-	RootFS    *os.File         // detached mount that becomes the root; nil: spec.Root.Path
-	NetNS     *os.File         // network namespace to join, whatever the configuration says
-	Cgroup    *cgroup.Group    // the group, made already; nil: none is joined
-	Seccomp   []byte           // compiled filter; nil: that of the configuration is compiled
-	MountFDs  map[int]*os.File // detached mounts, by index in spec.Mounts
-	Init      bool             // stay as PID 1 and reap in front of the app
-	ExecHold  bool             // accepted for clarity: programs always wait to be released
-	NoPivot   bool             // chroot instead of pivot_root, for roots on a ramfs
-	Preserve  []*os.File       // descriptors that the app gets as 3, 4, …
-	Hooks     bool             // tell the launcher when hooks are due
-	ConsoleAt [2]uint16        // width and height of the terminal, 0 = leave
+	RootFS    *os.File                      // detached mount that becomes the root; nil: spec.Root.Path
+	NetNS     *os.File                      // network namespace to join, whatever the configuration says
+	Cgroup    *cgroup.Group                 // the group, made already; nil: none is joined
+	Seccomp   []byte                        // compiled filter; nil: that of the configuration is compiled
+	MountFDs  map[int]*os.File              // detached mounts, by index in spec.Mounts
+	Init      bool                          // stay as PID 1 and reap in front of the app
+	ExecHold  bool                          // accepted for clarity: programs always wait to be released
+	NoPivot   bool                          // chroot instead of pivot_root, for roots on a ramfs
+	Preserve  []*os.File                    // descriptors that the app gets as 3, 4, …
+	Hooks     bool                          // tell the launcher when hooks are due
+	NoKeyring bool                          // stay in the caller's session keyring
+	Warn      func(format string, a ...any) // told what was left out; nil: nobody
+	// StartSocket, when set, is a listening socket (SOCK_SEQPACKET) on which the
+	// process waits to be started: whoever connects is the launcher from then on
+	// (initproc.Resume), and gets StageStart first.
+	StartSocket *os.File
+	ConsoleAt   [2]uint16 // width and height of the terminal, 0 = leave
 }
 
 // A compiler writes one program.
@@ -48,7 +53,6 @@ type compiler struct {
 	root  initproc.Reg // descriptor of the root mount
 	prog  initproc.Program
 	null  initproc.Reg // the host's /dev/null
-	warn  []string
 }
 
 func invalid(format string, a ...any) error {
@@ -445,21 +449,25 @@ func sysctlPath(k string) string {
 	return strings.ReplaceAll(k, ".", "/")
 }
 
-// filter returns the compiled seccomp filter and its flags; nil for none.
-func (c *compiler) filter() ([]byte, uint, error) {
+// A filter is a compiled seccomp profile.
+type filter struct {
+	prog   []byte
+	flags  uint
+	notify bool
+}
+
+// filter compiles the profile; nil for none.
+func (c *compiler) filter() (*filter, error) {
 	if c.o.Seccomp != nil {
-		return c.o.Seccomp, 0, nil
+		return &filter{prog: c.o.Seccomp}, nil
 	}
 	s := c.spec.Linux.Seccomp
 	if s == nil {
-		return nil, 0, nil
+		return nil, nil
 	}
 	f, err := seccomp.Compile(s)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	if f.Notify {
-		return nil, 0, errdefs.New(errdefs.Unsupported, "read", "the seccomp profile", errors.New("SCMP_ACT_NOTIFY is not supported yet"))
-	}
-	return f.Prog, f.Flags, nil
+	return &filter{f.Prog, f.Flags, f.Notify}, nil
 }

@@ -156,30 +156,12 @@ func (c *compiler) openRoot() error {
 
 // target opens the place of a mount, and makes it where it is missing.
 func (c *compiler) target(dest string, isDir bool) initproc.Reg {
-	dest = path.Clean("/" + dest)
-	missing, there := c.NewLabel(), c.NewLabel()
-	d, call := c.inRoot(dest, 0)
-	call.On(missing, unix.ENOENT)
-	c.Jump(there)
-	c.Mark(missing)
-	parts := strings.Split(dest[1:], "/")
-	done := "/"
-	for i, part := range parts {
-		parent, _ := c.inRoot(done, unix.O_DIRECTORY)
-		if i < len(parts)-1 || isDir {
-			c.Call("mkdirat", unix.SYS_MKDIRAT, parent, c.Str(part), 0o755).Ignore(unix.EEXIST)
-		} else {
-			f := c.NewReg()
-			c.Call("openat", unix.SYS_OPENAT, parent, c.Str(part), unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644).Into(f).Ignore(unix.EEXIST)
-			c.Call("close", unix.SYS_CLOSE, f).Ignore(unix.EBADF)
-		}
-		c.Call("close", unix.SYS_CLOSE, parent)
-		done = path.Join(done, part)
+	r, mode := c.NewReg(), 0o755
+	if !isDir {
+		mode = 0o644
 	}
-	again, _ := c.inRoot(dest, 0)
-	c.Set(d, again)
-	c.Mark(there)
-	return d
+	c.MkPath(c.root, path.Clean("/"+dest), !isDir, mode).Into(r)
+	return r
 }
 
 // setattr changes attributes of a mount by descriptor.
@@ -577,7 +559,7 @@ func (c *compiler) openTerminal(open func(flags int) (initproc.Reg, initproc.Cal
 	} else if s := c.proc.ConsoleSize; s != nil {
 		c.winsize(master, uint16(s.Height), uint16(s.Width))
 	}
-	c.SendFD(master)
+	c.SendConsole(master)
 	c.Call("close", unix.SYS_CLOSE, master)
 	for i := range 3 {
 		c.Call("dup3", unix.SYS_DUP3, slave, i, 0)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -142,17 +143,17 @@ func cpuMask(list string) ([]byte, error) {
 
 // become drops what the app must not have.
 func (c *compiler) become() error {
-	c.Step("leave the session keyring")
-	c.Call("keyctl", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, c.Str("_ses.onggi"), 0, 0, 0).
-		Ignore(unix.ENOSYS, unix.EPERM, unix.EACCES, unix.EDQUOT, unix.ENOMEM)
-	prog, flags, err := c.filter()
+	if !c.o.NoKeyring {
+		c.Step("leave the session keyring")
+		c.Call("keyctl", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, c.Str("_ses.onggi"), 0, 0, 0).
+			Ignore(unix.ENOSYS, unix.EPERM, unix.EACCES, unix.EDQUOT, unix.ENOMEM)
+	}
+	f, err := c.filter()
 	if err != nil {
 		return err
 	}
-	if prog != nil && !c.proc.NoNewPrivileges {
-		c.load(prog, flags) // while CAP_SYS_ADMIN is there
-	}
-	if err := c.user(); err != nil {
+	caps, err := c.user(f != nil && !c.proc.NoNewPrivileges)
+	if err != nil {
 		return err
 	}
 	if c.proc.NoNewPrivileges {
@@ -171,40 +172,80 @@ func (c *compiler) become() error {
 		c.Reap()
 	}
 	c.lookFor()
-	c.Ready()
-	if c.o.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0 {
+	if c.o.StartSocket != nil {
+		c.ReadyFor(c.file(c.o.StartSocket), StageStart)
+	} else {
+		c.Ready()
+	}
+	if c.o.StartSocket == nil && c.o.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0 {
 		c.Step("run the hooks of the start")
 		c.Stage(StageStart)
 	}
 	c.Step("close what the app must not see")
 	c.Call("close_range", unix.SYS_CLOSE_RANGE, 3, 0xffffffff, unix.CLOSE_RANGE_CLOEXEC)
-	if prog != nil && c.proc.NoNewPrivileges {
-		c.load(prog, flags)
+	if err := c.preserve(); err != nil {
+		return err
 	}
+	c.load(f, caps)
 	return nil
 }
 
-// load installs a seccomp filter.
-func (c *compiler) load(prog []byte, flags uint) {
+// load installs a seccomp filter. It is the last act but one: what the filter
+// forbids to the app, the set-up may need.
+func (c *compiler) load(f *filter, caps *capSets) {
+	if f == nil {
+		return
+	}
 	c.Step("load the seccomp filter")
-	p := c.Data(prog)
-	c.Call("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, int(flags), c.Words(len(prog)/8, p))
+	flags := f.flags
+	if f.notify {
+		flags |= unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	}
+	p := c.Data(f.prog)
+	r := c.NewReg()
+	c.Call("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, int(flags), c.Words(len(f.prog)/8, p)).Into(r)
+	if f.notify {
+		c.Step("hand the listener of the seccomp filter over")
+		c.SendSeccomp(r)
+	}
+	if !c.proc.NoNewPrivileges {
+		// Loading needed CAP_SYS_ADMIN; now it goes.
+		c.Step("set the capabilities for good")
+		c.capset(caps, 0)
+	}
 }
 
-// user sets ids, groups, working directory and capabilities.
-func (c *compiler) user() error {
+// capset sets the capabilities, and extra ones that go later.
+func (c *compiler) capset(caps *capSets, extra uint64) {
+	head := make([]byte, 8)
+	binary.LittleEndian.PutUint32(head, unix.LINUX_CAPABILITY_VERSION_3)
+	data := make([]byte, 24)
+	for i := range 2 {
+		shift := 32 * i
+		binary.LittleEndian.PutUint32(data[12*i:], uint32((caps.effective|extra)>>shift))
+		binary.LittleEndian.PutUint32(data[12*i+4:], uint32((caps.permitted|extra)>>shift))
+		binary.LittleEndian.PutUint32(data[12*i+8:], uint32(caps.inheritable>>shift))
+	}
+	c.Call("capset", unix.SYS_CAPSET, c.Data(head), c.Data(data))
+}
+
+// user sets ids, groups, working directory and capabilities. If a filter is
+// still to be loaded, CAP_SYS_ADMIN is kept for that.
+func (c *compiler) user(keepAdmin bool) (*capSets, error) {
 	caps, warn, err := capabilities(c.proc.Capabilities, c.inUser())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.warn = append(c.warn, warn...)
+	for _, w := range warn {
+		if c.o.Warn != nil {
+			c.o.Warn("%s", w)
+		}
+	}
 	u := c.proc.User
-	if caps != nil {
-		c.Step("drop capabilities from the bounding set")
-		for n := range lastCap() + 1 {
-			if caps.bounding&(1<<n) == 0 {
-				c.Call("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0).Ignore(unix.EINVAL)
-			}
+	c.Step("drop capabilities from the bounding set")
+	for n := range lastCap() + 1 {
+		if caps.bounding&(1<<n) == 0 {
+			c.Call("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0).Ignore(unix.EINVAL)
 		}
 	}
 	c.Step("keep capabilities over the change of user")
@@ -223,27 +264,19 @@ func (c *compiler) user() error {
 	c.Step("become the user %d", u.UID)
 	c.Call("setresuid", unix.SYS_SETRESUID, int(u.UID), int(u.UID), int(u.UID))
 	c.cwd()
-	if caps == nil {
-		return nil
-	}
 	c.Step("set the capabilities")
-	head := make([]byte, 8)
-	binary.LittleEndian.PutUint32(head, unix.LINUX_CAPABILITY_VERSION_3)
-	data := make([]byte, 24)
-	for i := range 2 {
-		shift := 32 * i
-		binary.LittleEndian.PutUint32(data[12*i:], uint32(caps.effective>>shift))
-		binary.LittleEndian.PutUint32(data[12*i+4:], uint32(caps.permitted>>shift))
-		binary.LittleEndian.PutUint32(data[12*i+8:], uint32(caps.inheritable>>shift))
+	var extra uint64
+	if keepAdmin {
+		extra = 1 << unix.CAP_SYS_ADMIN
 	}
-	c.Call("capset", unix.SYS_CAPSET, c.Data(head), c.Data(data))
+	c.capset(caps, extra)
 	c.Call("prctl", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for n := range lastCap() + 1 {
 		if caps.ambient&(1<<n) != 0 {
 			c.Call("prctl", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, n, 0, 0).Ignore(unix.EPERM)
 		}
 	}
-	return nil
+	return caps, nil
 }
 
 // cwd goes to the working directory and makes sure that it lies in the root: a
@@ -311,21 +344,37 @@ func (c *compiler) lookFor() {
 	c.Mark(found)
 }
 
+// preserve gives the app its further descriptors as 3, 4, … The socket to the
+// launcher moves out of their way.
+func (c *compiler) preserve() error {
+	n := len(c.o.Preserve)
+	if n == 0 {
+		return nil
+	}
+	c.Step("preserve descriptors")
+	above := 3 + n
+	sock := c.NewReg()
+	c.Call("fcntl", unix.SYS_FCNTL, initproc.SocketFD, unix.F_DUPFD_CLOEXEC, above).Into(sock)
+	c.MoveSocket(sock)
+	var high []initproc.Reg
+	for _, f := range c.o.Preserve {
+		r, err := c.KeepReg()
+		if err != nil {
+			return invalid("%d descriptors cannot be preserved: %v", n, err)
+		}
+		c.Call("fcntl", unix.SYS_FCNTL, c.file(f), unix.F_DUPFD_CLOEXEC, above).Into(r)
+		high = append(high, r)
+	}
+	for i, r := range high {
+		c.Call("dup3", unix.SYS_DUP3, r, 3+i, 0)
+	}
+	return nil
+}
+
 // exec becomes the app.
 func (c *compiler) exec() error {
 	argv, env := c.Strs(c.proc.Args), c.Strs(c.proc.Env)
 	c.Step("%s%q", initproc.ExecStep, c.proc.Args[0])
-	if n := len(c.o.Preserve); n > 0 {
-		// From here on there is no socket to report on.
-		for i, f := range c.o.Preserve {
-			fd := c.file(f)
-			r := c.NewReg()
-			c.Call("fcntl", unix.SYS_FCNTL, fd, unix.F_DUPFD_CLOEXEC, 1000+i).Into(r)
-		}
-		for i := range n {
-			c.Call("dup3", unix.SYS_DUP3, 1000+i, 3+i, 0)
-		}
-	}
 	denied := c.NewReg()
 	c.Set(denied, 0)
 	candidates := c.candidates()
@@ -359,6 +408,7 @@ type ExecOptions struct {
 	Seccomp   []byte        // compiled filter; nil: that of the configuration is compiled
 	Preserve  []*os.File    // descriptors that the app gets as 3, 4, …
 	ConsoleAt [2]uint16
+	Warn      func(format string, a ...any) // told what was left out; nil: nobody
 }
 
 // CompileExec writes the program of a further process in a running container.
@@ -371,7 +421,7 @@ func CompileExec(p *specs.Process, spec *specs.Spec, o ExecOptions) (*initproc.P
 	case spec.Linux == nil:
 		return nil, nil, invalid("it has no linux section")
 	}
-	c := &compiler{Builder: initproc.NewBuilder(), spec: spec, proc: p, o: Options{Cgroup: o.Cgroup, Seccomp: o.Seccomp, Preserve: o.Preserve, ConsoleAt: o.ConsoleAt}}
+	c := &compiler{Builder: initproc.NewBuilder(), spec: spec, proc: p, o: Options{Cgroup: o.Cgroup, Seccomp: o.Seccomp, Preserve: o.Preserve, ConsoleAt: o.ConsoleAt, Warn: o.Warn, NoKeyring: true}}
 	c.root, c.null = c.NewReg(), c.NewReg()
 	target := o.PidFD
 	if target == nil {
@@ -449,7 +499,7 @@ func (c *compiler) lsm() error {
 }
 
 // hostCaps are the capabilities that this process may hand on.
-func hostCaps() uint64 {
+var hostCaps = sync.OnceValue(func() uint64 {
 	data, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return ^uint64(0)
@@ -462,7 +512,7 @@ func hostCaps() uint64 {
 		}
 	}
 	return ^uint64(0)
-}
+})
 
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
@@ -473,7 +523,7 @@ var capNames = []string{"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "F
 	"MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"}
 
 // lastCap is the highest capability that the kernel knows.
-func lastCap() int {
+var lastCap = sync.OnceValue(func() int {
 	data, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
 	if err == nil {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n < 64 {
@@ -481,7 +531,7 @@ func lastCap() int {
 		}
 	}
 	return len(capNames) - 1
-}
+})
 
 // capabilities turns names into sets. What is unknown here, or not ours to
 // give, is left out with a warning, as the specification says.

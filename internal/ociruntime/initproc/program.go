@@ -35,6 +35,8 @@ const (
 	opFail
 	opInit
 	opSet
+	opMkpath
+	opMove
 )
 
 const (
@@ -47,7 +49,7 @@ const (
 
 // Descriptors of the child: stdio, then these.
 const (
-	socketFD  = 3
+	SocketFD  = 3
 	programFD = 4
 	FirstFile = 5 // the program's files
 )
@@ -96,6 +98,8 @@ type Builder struct {
 	steps  []string
 	labels []int
 	reg    Reg
+	kept   int
+	moved  Reg // the socket, when it is not SocketFD any more
 	text   []string
 	strs   map[string]Ptr
 }
@@ -115,7 +119,8 @@ func (b *Builder) Step(format string, a ...any) {
 // that a value in one of them is good for the next few operations only.
 const (
 	firstShared = 8
-	registers   = 64
+	registers   = 192
+	lastReg     = 255 // those above the shared ones are kept
 )
 
 // NewReg gives a register. The first seven are the caller's for good; later
@@ -177,6 +182,16 @@ func (b *Builder) Strs(list []string) Ptr {
 		words = append(words, b.Str(s))
 	}
 	return b.Words(append(words, 0)...)
+}
+
+// KeepReg gives a register that no other call gives.
+func (b *Builder) KeepReg() (Reg, error) {
+	r := registers + b.kept
+	if r > lastReg {
+		return 0, fmt.Errorf("a program keeps %d values at most", lastReg-registers)
+	}
+	b.kept++
+	return Reg(r), nil
 }
 
 // NewLabel makes a label to be marked later.
@@ -266,6 +281,26 @@ func (b *Builder) add(code uint8, args ...any) *operation {
 	return &b.ops[len(b.ops)-1]
 }
 
+// MkPath opens a path below root as a handle, everything in between resolved
+// inside the root, and makes what is missing: directories, and at the end a
+// directory, or an empty file. The result is used as a Call's.
+func (b *Builder) MkPath(root Reg, path string, file bool, mode int) Call {
+	kind, what := 0, "dir"
+	if file {
+		kind, what = 1, "file"
+	}
+	b.add(opMkpath, root, b.Str(path), kind, mode)
+	b.text = append(b.text, fmt.Sprintf("mkpath(r%d, %q, %s, %#o)", root, path, what, mode))
+	return Call{b, len(b.ops) - 1, len(b.text) - 1}
+}
+
+// MoveSocket lets the interpreter speak to the launcher by another descriptor.
+func (b *Builder) MoveSocket(fd Reg) {
+	b.add(opMove, fd)
+	b.moved = fd
+	b.text = append(b.text, fmt.Sprintf("socket = r%d", fd))
+}
+
 // Jump goes to the label.
 func (b *Builder) Jump(l Label) {
 	b.add(opJump).label = l
@@ -311,6 +346,19 @@ func (b *Builder) Fail(e syscall.Errno) {
 // Ready tells the launcher that the set-up is done, and waits to be released.
 func (b *Builder) Ready() { b.tell(msgReady, 0, 1, "ready") }
 
+// ReadyFor tells the launcher that the set-up is done, and lets it go. Who
+// connects to the listening socket then is the launcher: it gets the stage, and
+// releases the process.
+func (b *Builder) ReadyFor(socket, stage int) {
+	b.tell(msgReady, 0, 0, "ready, and let go")
+	conn := b.NewReg()
+	b.Call("accept4", syscall.SYS_ACCEPT4, socket, 0, 0, syscall.SOCK_CLOEXEC).Into(conn)
+	b.Call("dup3", syscall.SYS_DUP3, conn, SocketFD, syscall.O_CLOEXEC)
+	b.Call("close", syscall.SYS_CLOSE, conn)
+	b.Call("close", syscall.SYS_CLOSE, socket)
+	b.Stage(stage)
+}
+
 // Stage tells the launcher that a stage is reached, and waits: hooks run then.
 func (b *Builder) Stage(n int) { b.tell(msgStage, n, 1, fmt.Sprintf("stage %d", n)) }
 
@@ -322,11 +370,29 @@ func (b *Builder) tell(kind int, v any, wait int, text string) {
 	b.text = append(b.text, text)
 }
 
-// SendFD sends a descriptor to the launcher, for which kind of message it is
-// the terminal's master.
-func (b *Builder) SendFD(fd Reg) {
+// What a descriptor is that a process sends to its launcher.
+const (
+	fdConsole = 1
+	fdSeccomp = 2
+)
+
+// SendConsole sends the terminal's master to the launcher.
+func (b *Builder) SendConsole(fd Reg) { b.sendFD(fd, fdConsole) }
+
+// SendSeccomp sends the listener of a seccomp filter to the launcher.
+func (b *Builder) SendSeccomp(fd Reg) { b.sendFD(fd, fdSeccomp) }
+
+func (b *Builder) socket() any {
+	if b.moved != 0 {
+		return b.moved
+	}
+	return SocketFD
+}
+
+func (b *Builder) sendFD(fd Reg, what uint64) {
 	msg := make([]byte, 16)
 	binary.LittleEndian.PutUint32(msg, msgFD)
+	binary.LittleEndian.PutUint64(msg[8:], what)
 	payload := b.Data(msg)
 	control := make([]byte, 24) // cmsghdr: length 20, SOL_SOCKET, SCM_RIGHTS, one int
 	binary.LittleEndian.PutUint64(control, 20)
@@ -336,7 +402,7 @@ func (b *Builder) SendFD(fd Reg) {
 	iov := b.Words(payload, 16)
 	hdr := b.Words(0, 0, iov, 1, ctl, 24, 0)
 	b.Store(ctl+16, fd, 4)
-	b.Call("sendmsg", syscall.SYS_SENDMSG, socketFD, hdr, 0)
+	b.Call("sendmsg", syscall.SYS_SENDMSG, b.socket(), hdr, 0)
 }
 
 // Reap forks: this process stays as PID 1 and reaps, the child goes on.

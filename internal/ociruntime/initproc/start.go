@@ -101,9 +101,11 @@ type Process struct {
 	steps   []string
 	sock    *os.File
 	console *os.File
+	seccomp *os.File
 	forks   bool
 	first   int // pid of the process that forks
 	ready   bool
+	foreign bool // not a child
 }
 
 // Options of a start beyond the program.
@@ -267,11 +269,23 @@ func (p *Process) receive() (m message, ok bool, err error) {
 	if m.kind == msgFD && oobn > 0 {
 		if msgs, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(msgs) > 0 {
 			if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) > 0 {
-				p.console = os.NewFile(uintptr(fds[0]), "terminal")
+				p.keep(os.NewFile(uintptr(fds[0]), "sent"), m.value)
 			}
 		}
 	}
 	return m, true, nil
+}
+
+// keep takes a descriptor that the process has sent.
+func (p *Process) keep(f *os.File, what int64) {
+	to := &p.console
+	if what == fdSeccomp {
+		to = &p.seccomp
+	}
+	if *to != nil {
+		(*to).Close()
+	}
+	*to = f
 }
 
 // next handles messages until one that the caller waits for.
@@ -334,7 +348,7 @@ func (p *Process) WaitReady() error {
 	switch {
 	case err != nil:
 	case !ok:
-		err = errors.New("onggi-init ended during the set-up")
+		err = errors.New("onggi-init ended during the set-up; it may have been killed for want of memory (is the memory limit too low?)")
 	case m.kind != msgReady:
 		err = fmt.Errorf("onggi-init sent message %d during the set-up", m.kind)
 	default:
@@ -347,6 +361,9 @@ func (p *Process) WaitReady() error {
 
 // Console is the master of the terminal, where the program has made one.
 func (p *Process) Console() *os.File { return p.console }
+
+// Seccomp is the listener of a filter that notifies, after WaitExec.
+func (p *Process) Seccomp() *os.File { return p.seccomp }
 
 // Release lets the process exec the app.
 func (p *Process) Release() error { return p.goOn() }
@@ -372,6 +389,10 @@ func (p *Process) WaitExec() error {
 
 // abandon kills and reaps what was started.
 func (p *Process) abandon() {
+	if p.foreign {
+		p.sock.Close()
+		return
+	}
 	if p.PidFD != nil {
 		unix.PidfdSendSignal(int(rawFD(p.PidFD)), unix.SIGKILL, nil, 0)
 	}
@@ -395,6 +416,16 @@ func (p *Process) abandon() {
 		p.console.Close()
 	}
 }
+
+// Resume is the other end of ReadyFor: the launcher of a process that another
+// program made. It cannot reap the process. WaitExec runs the stage and returns
+// once the app runs.
+func Resume(sock *os.File, steps []string) *Process {
+	return &Process{sock: sock, steps: steps, ready: true, foreign: true}
+}
+
+// Leave lets go of a process that waits for another launcher.
+func (p *Process) Leave() { p.sock.Close() }
 
 // Kill ends a process that was not released.
 func (p *Process) Kill() { p.abandon() }
