@@ -66,7 +66,7 @@ import (
 // Options of a DB. The zero value is good.
 type Options struct {
 	FS        vfs.FS        // default: the directory itself
-	SyncEvery time.Duration // default 500 ms; negative: only on Sync
+	SyncEvery time.Duration // default 500 ms; negative: nothing happens in the background
 	Reserve   int64         // bytes allocated ahead of the log; default 1 MiB
 	CompactAt int64         // least size of a log worth compacting; default 4 MiB
 	Salvage   bool          // go on without damaged frames
@@ -139,7 +139,9 @@ func Open(dir string, o Options) (_ *DB, err error) {
 	if err := db.load(); err != nil {
 		return nil, err
 	}
-	db.wg.Go(db.background)
+	if o.SyncEvery > 0 {
+		db.wg.Go(db.background)
+	}
 	return db, nil
 }
 
@@ -372,15 +374,13 @@ func (db *DB) background() {
 			return
 		case <-db.kick:
 		}
-		if db.o.SyncEvery > 0 {
-			select {
-			case <-db.stop:
-				return
-			case <-time.After(db.o.SyncEvery):
-			}
-			if err := db.Sync(); err != nil {
-				db.o.Logger.Error("records are not safe from a power cut", "err", err)
-			}
+		select {
+		case <-db.stop:
+			return
+		case <-time.After(db.o.SyncEvery):
+		}
+		if err := db.Sync(); err != nil {
+			db.o.Logger.Error("records are not safe from a power cut", "err", err)
 		}
 		if db.wantsCompaction() {
 			if err := db.Compact(); err != nil {

@@ -26,11 +26,11 @@ type Mem struct {
 
 	mu      sync.Mutex
 	dead    bool                // guarded by mu
-	names   map[string]*memNode // guarded by mu; directories too
-	durable map[string]*memNode // guarded by mu; the names a power cut surely leaves
-	pending []func(map[string]*memNode)
-	pendDir []string // guarded by mu; the directory of each pending change
-	locks   map[string]bool
+	names   map[string]*memNode         // guarded by mu; directories too
+	durable map[string]*memNode         // guarded by mu; the names a power cut surely leaves
+	pending []func(map[string]*memNode) // guarded by mu; changes of names since
+	pendDir []string                    // guarded by mu; the directory of each
+	locks   map[string]bool             // guarded by mu
 }
 
 type memNode struct {
@@ -217,8 +217,8 @@ func (m *Mem) Kill() *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.dead = true
-	c := &Mem{Capacity: m.Capacity, names: m.names, durable: m.durable, pending: m.pending, pendDir: m.pendDir, locks: map[string]bool{}}
-	return c
+	return &Mem{Capacity: m.Capacity, names: maps.Clone(m.names), durable: maps.Clone(m.durable),
+		pending: slices.Clone(m.pending), pendDir: slices.Clone(m.pendDir), locks: map[string]bool{}}
 }
 
 // Crash returns the disk as a power cut at this instant could leave it: all
@@ -351,6 +351,9 @@ func (f *memFile) Close() error { return nil }
 func (f *memFile) Size() (int64, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
+	if f.m.dead {
+		return 0, ErrPowerCut
+	}
 	return int64(len(f.n.data)), nil
 }
 
