@@ -103,6 +103,9 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 	leases := blobs.Leases{S: c.blobs}
 	store := containerdsnapshot.NewContentStore(c.blobs, namespace)
 	lm := leaseutil.WithNamespace(leases, namespace)
+	if c.sessions, err = session.NewManager(); err != nil {
+		return nil, err
+	}
 	c.refs, err = refs.Open(ctx, refs.Options{
 		Root: p.root, Records: p.records("build-refs"), Snapshots: p.snapshots, Layers: p.layers, Mounter: p.mounter,
 		Content: c.blobs,
@@ -113,6 +116,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 			return free, err
 		},
 		Shared: p.snapshots.Exists,
+		Fetch:  worker.Fetch(p.hosts, c.sessions),
 		Logger: p.logger,
 	})
 	if err != nil {
@@ -155,9 +159,6 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		return nil, err
 	}
 	closers = append(closers, past.Close)
-	if c.sessions, err = session.NewManager(); err != nil {
-		return nil, err
-	}
 	entries := int64(historyEntries)
 	c.control, err = control.NewController(control.Opt{
 		SessionManager:   c.sessions,

@@ -77,12 +77,14 @@ func (m *memImages) Pull(_ context.Context, name string, _ worker.Credentials, _
 func (m *memImages) Register(ctx context.Context, b worker.Built) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	below := ""
 	for _, l := range b.Layers {
 		if !m.snaps.Exists(l.ChainID.String()) {
-			if err := m.snaps.Alias(ctx, l.ChainID.String(), l.Snapshot); err != nil {
+			if err := m.snaps.Stack(ctx, l.ChainID.String(), l.Snapshot, below); err != nil {
 				return err
 			}
 		}
+		below = l.ChainID.String()
 	}
 	if m.byName == nil {
 		m.byName = map[string]worker.Built{}

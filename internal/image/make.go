@@ -157,7 +157,11 @@ func (s *Service) Register(ctx context.Context, b Built) (Image, error) {
 		if b.Layers[i].DiffID != "" && b.Layers[i].DiffID != cfg.RootFS.DiffIDs[i] {
 			return Image{}, errdefs.Newf(errdefs.Invalid, "register", "image", "layer %d is %s, the configuration has %s", i, b.Layers[i].DiffID, cfg.RootFS.DiffIDs[i])
 		}
-		if err := s.adopt(ctx, c, cfg.RootFS.DiffIDs[i], b.Layers[i]); err != nil {
+		below := ""
+		if i > 0 {
+			below = chains[i-1]
+		}
+		if err := s.adopt(ctx, c, below, cfg.RootFS.DiffIDs[i], b.Layers[i]); err != nil {
 			return Image{}, err
 		}
 	}
@@ -206,8 +210,9 @@ func (s *Service) Register(ctx context.Context, b Built) (Image, error) {
 }
 
 // adopt gives a committed snapshot the name of a chain ID, unless there is
-// one.
-func (s *Service) adopt(ctx context.Context, chain string, diffID ocispec.Digest, l BuiltLayer) error {
+// one. It then lies on the chain below, not on the builder's snapshot, so that
+// neither store keeps the other from removing what is its own.
+func (s *Service) adopt(ctx context.Context, chain, below string, diffID ocispec.Digest, l BuiltLayer) error {
 	leave, err := s.flights.enter(ctx, chain, nil)
 	if err != nil {
 		return err
@@ -215,7 +220,7 @@ func (s *Service) adopt(ctx context.Context, chain string, diffID ocispec.Digest
 	defer leave()
 	if !s.haveLayer(chain) {
 		if !s.exists(chain) {
-			if err := s.o.Snapshots.Alias(ctx, chain, l.Snapshot); err != nil {
+			if err := s.o.Snapshots.Stack(ctx, chain, l.Snapshot, below); err != nil {
 				return err
 			}
 		}

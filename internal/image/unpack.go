@@ -23,7 +23,7 @@ import (
 type Snapshots interface {
 	Prepare(ctx context.Context, key, parent string) error
 	Commit(ctx context.Context, name, key string) error
-	Alias(ctx context.Context, name, existing string) error
+	Stack(ctx context.Context, name, existing, parent string) error
 	Remove(ctx context.Context, key string) error
 	Exists(key string) bool
 	Walk(f func(snapshot.Info) error) error

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -89,14 +90,46 @@ func (s *Store) GetByBlob(ctx context.Context, desc ocispecs.Descriptor, parent 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.layerLocked(layer{DiffID: diffID, Blob: &desc, Created: created,
+	return s.layerLocked(layer{DiffID: diffID, Blob: &desc, Created: created, Origin: originOf(desc, o.handlers[desc.Digest]),
 		Description: desc.Annotations["buildkit/description"]}, p, o)
+}
+
+// distributionSource begins the annotations that name a blob's repository; the
+// rest is the registry. The name is containerd's.
+const distributionSource = "containerd.io/distribution.source."
+
+// originOf is the repository that a blob comes from, "" if it is not known.
+func originOf(desc ocispecs.Descriptor, h *cache.DescHandler) string {
+	all := []map[string]string{desc.Annotations}
+	if h != nil {
+		all = append(all, h.Annotations)
+	}
+	for _, m := range all {
+		for k, v := range m {
+			if host, ok := strings.CutPrefix(k, distributionSource); ok && v != "" && host != "ref" {
+				repo, _, _ := strings.Cut(v, ",")
+				return host + "/" + repo
+			}
+		}
+	}
+	return ""
+}
+
+// originKey is a context's permission to take blobs from their origin.
+type originKey struct{}
+
+// WithOrigin lets GetRemotes describe layers by blobs that are not here, but
+// can be fetched from where they came from. That is right for a push, which
+// then need not even fetch them; an archive is better made of what is here.
+func WithOrigin(ctx context.Context) context.Context {
+	return context.WithValue(ctx, originKey{}, true)
 }
 
 // layer describes one layer of an image for layerLocked.
 type layer struct {
 	DiffID      digest.Digest
 	Blob        *ocispecs.Descriptor // nil: the snapshot of the chain id is there
+	Origin      string
 	Created     time.Time
 	Description string
 }
@@ -118,14 +151,14 @@ func (s *Store) layerLocked(l layer, p *node, o refOptions) (*immutableRef, erro
 			continue
 		}
 		if n.rec.Blob == nil && l.Blob != nil {
-			n.rec.Blob = l.Blob
+			n.rec.Blob, n.rec.Origin = l.Blob, l.Origin
 			n.save()
 		}
 		return n.handle(o, nil), nil
 	}
 	id := identity.NewID()
 	n := &node{s: s, parent: p, rec: record{
-		ID: id, Snapshot: Prefix + id, Lazy: true, Blob: l.Blob, DiffID: l.DiffID, Chain: chain,
+		ID: id, Snapshot: Prefix + id, Lazy: true, Blob: l.Blob, Origin: l.Origin, DiffID: l.DiffID, Chain: chain,
 		Size: unknown, Created: l.Created, Description: l.Description,
 		Retain: true,
 	}}
@@ -145,22 +178,30 @@ func (s *Store) layerLocked(l layer, p *node, o refOptions) (*immutableRef, erro
 	return n.handle(o, nil), nil
 }
 
-// ImageLayers returns the node of the top layer of an image whose layers are
-// all in the snapshot store under their chain ids, nil for an image without
-// layers. Blobs, where known, say what the layers were pulled as.
-func (s *Store) ImageLayers(ctx context.Context, diffIDs []digest.Digest, blobs []ocispecs.Descriptor, created time.Time, description string, h cache.DescHandlers) (cache.ImmutableRef, error) {
+// ImageLayers are the layers of an image of the snapshot store.
+type ImageLayers struct {
+	DiffIDs     []digest.Digest
+	Blobs       []ocispecs.Descriptor // what they were pulled as; empty if unknown
+	Origin      string                // repository that has the blobs
+	Created     time.Time
+	Description string
+}
+
+// Image returns the node of the top layer of an image whose layers are all in
+// the snapshot store under their chain ids, nil for an image without layers.
+func (s *Store) Image(ctx context.Context, img ImageLayers) (cache.ImmutableRef, error) {
 	var top *immutableRef
-	for i, d := range diffIDs {
-		l := layer{DiffID: d, Created: created, Description: description}
-		if len(blobs) == len(diffIDs) {
-			l.Blob = &blobs[i]
+	for i, d := range img.DiffIDs {
+		l := layer{DiffID: d, Created: img.Created, Description: img.Description}
+		if len(img.Blobs) == len(img.DiffIDs) && img.Origin != "" {
+			l.Blob, l.Origin = &img.Blobs[i], img.Origin
 		}
 		var p *node
 		if top != nil {
 			p = top.n
 		}
 		s.mu.Lock()
-		r, err := s.layerLocked(l, p, refOptions{handlers: h, quiet: i+1 < len(diffIDs)})
+		r, err := s.layerLocked(l, p, refOptions{quiet: i+1 < len(img.DiffIDs)})
 		s.mu.Unlock()
 		if top != nil {
 			top.Release(ctx)
@@ -186,12 +227,17 @@ func (n *node) adopt(ctx context.Context) error {
 	n.work.Lock()
 	defer n.work.Unlock()
 	n.s.mu.Lock()
-	lazy, chain, name := n.rec.Lazy, n.rec.Chain, n.rec.Snapshot
+	lazy, chain, name, below := n.rec.Lazy, n.rec.Chain, n.rec.Snapshot, ""
+	if n.parent != nil {
+		below = n.parent.rec.Snapshot
+	}
 	n.s.mu.Unlock()
 	if !lazy {
 		return nil
 	}
-	if err := n.s.o.Snapshots.Alias(ctx, name, chain.String()); err != nil {
+	// It lies on our own snapshots, not on the image's, so that the image can
+	// be removed while we keep its layers.
+	if err := n.s.o.Snapshots.Stack(ctx, name, chain.String(), below); err != nil {
 		return err
 	}
 	return n.update(func(r *record) { r.Lazy = false })
@@ -283,7 +329,7 @@ func (n *node) unpackOne(ctx context.Context, h cache.DescHandlers) (err error) 
 		return nil
 	}
 	if chain := n.rec.Chain.String(); s.o.Snapshots.Exists(chain) {
-		if err := s.o.Snapshots.Alias(ctx, n.rec.Snapshot, chain); err != nil {
+		if err := s.o.Snapshots.Stack(ctx, n.rec.Snapshot, chain, below); err != nil {
 			return err
 		}
 		return n.update(func(r *record) { r.Lazy = false })
@@ -389,6 +435,7 @@ type Layer struct {
 	ChainID  digest.Digest
 	Size     int64 // of the tar
 	Blob     *ocispecs.Descriptor
+	Origin   string // repository that has Blob
 }
 
 // Layers finalizes the ref and names its layers, the lowest first.
@@ -413,7 +460,7 @@ func (s *Store) Layers(ctx context.Context, ref cache.ImmutableRef, sess session
 			return nil, err
 		}
 		s.mu.Lock()
-		out = append(out, Layer{Snapshot: n.rec.Snapshot, DiffID: d, ChainID: n.chainID(), Size: size, Blob: n.rec.Blob})
+		out = append(out, Layer{Snapshot: n.rec.Snapshot, DiffID: d, ChainID: n.chainID(), Size: size, Blob: n.rec.Blob, Origin: n.rec.Origin})
 		s.mu.Unlock()
 	}
 	return out, nil
@@ -450,6 +497,8 @@ func (n *node) blob(ctx context.Context, create bool, c compression.Config, h ca
 	s := n.s
 	s.mu.Lock()
 	have, variants, lazy := n.rec.Blob, n.rec.Variants, n.rec.Lazy
+	far := n.rec.Origin != "" && s.o.Fetch != nil && ctx.Value(originKey{}) != nil
+	origin := n.rec.Origin
 	diffID, created := n.rec.DiffID, n.rec.Created
 	s.mu.Unlock()
 
@@ -466,9 +515,13 @@ func (n *node) blob(ctx context.Context, create bool, c compression.Config, h ca
 		return d
 	}
 	// The blob it came as is the best, if it can still be had.
-	if have != nil && (s.hasBlob(have.Digest) || h[have.Digest] != nil) &&
+	if have != nil && (s.hasBlob(have.Digest) || h[have.Digest] != nil || far) &&
 		(!c.Force || compression.IsMediaType(c.Type, have.MediaType)) {
-		return finish(*have), nil
+		d := finish(*have)
+		if host, repo, ok := strings.Cut(origin, "/"); ok {
+			d.Annotations[distributionSource+host] = repo
+		}
+		return d, nil
 	}
 	for _, v := range variants {
 		if compression.IsMediaType(c.Type, v.MediaType) && s.hasBlob(v.Digest) {
@@ -586,6 +639,9 @@ func (p *provider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (cont
 	n := p.nodes[desc.Digest]
 	if n == nil {
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, cerrdefs.ErrNotFound)
+	}
+	if b := n.rec.Blob; b != nil && b.Digest == desc.Digest && n.rec.Origin != "" && p.s.o.Fetch != nil {
+		return p.s.o.Fetch(ctx, n.rec.Origin, desc, p.sess)
 	}
 	return n.tarFile(ctx, desc.Digest)
 }

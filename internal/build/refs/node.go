@@ -35,6 +35,7 @@ type record struct {
 	DiffID   digest.Digest         `json:",omitempty"`
 	TarSize  int64                 `json:",omitempty"`
 	Chain    digest.Digest         `json:",omitempty"` // chain id, where every DiffID up to here is known
+	Origin   string                `json:",omitempty"` // repository that has Blob
 	Source   string                `json:",omitempty"` // the node whose directory Stack shares
 
 	Size        int64

@@ -20,6 +20,7 @@ import (
 	"github.com/moby/buildkit/util/progress"
 	"github.com/moby/sys/user"
 	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/onggi/onggi/internal/errdefs"
 )
@@ -31,8 +32,6 @@ const Prefix = "build-"
 type Snapshots interface {
 	Prepare(ctx context.Context, key, parent string) error
 	Commit(ctx context.Context, name, key string) error
-	// Alias gives the committed snapshot existing a second name.
-	Alias(ctx context.Context, name, existing string) error
 	// Stack commits a snapshot that shares existing's own directory and lies
 	// on parent.
 	Stack(ctx context.Context, name, existing, parent string) error
@@ -82,7 +81,9 @@ type Options struct {
 	Unlease   func(ctx context.Context, id string)
 	Free      func() (int64, error) // free bytes of the disk, for the policy of clean-up
 	Shared    func(chainID string) bool
-	Logger    *slog.Logger
+	// Fetch reads a blob from where a layer came from; nil: from nowhere.
+	Fetch  func(ctx context.Context, origin string, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error)
+	Logger *slog.Logger
 }
 
 // Store implements BuildKit's cache.Manager.

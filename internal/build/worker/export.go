@@ -26,6 +26,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/onggi/onggi/internal/build/refs"
 	"github.com/onggi/onggi/internal/errdefs"
 )
 
@@ -124,6 +125,9 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 		// Nobody has asked for bytes: layers stay as they lie.
 		opts.RefCfg.Compression = compression.New(compression.Uncompressed)
 	}
+	if o.push {
+		ctx = refs.WithOrigin(ctx)
+	}
 	ctx, done, err := leaseutil.WithLease(ctx, o.w.o.Leases, leaseutil.MakeTemporary)
 	if err != nil {
 		return nil, nil, nil, err
@@ -173,6 +177,7 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 		return nil, nil, nil, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "push", "image", "it has no name"), "give one with -t registry/name")
 	}
 	finalize := func(ctx context.Context) error {
+		ctx = refs.WithOrigin(ctx)
 		for _, n := range names {
 			if err := o.pushOne(ctx, src, info.SessionID, n, desc.Digest, opts.RefCfg); err != nil {
 				return errdefs.New(errdefs.KindOf(err), "push", n, err)

@@ -43,6 +43,7 @@ type Image struct {
 	Config  []byte
 	DiffIDs []digest.Digest
 	Blobs   []ocispecs.Descriptor // what the layers were pulled as, if known
+	Origin  string                // repository they were pulled from, "" for none
 	Created time.Time
 }
 
@@ -200,7 +201,10 @@ func (i *imageInstance) Snapshot(ctx context.Context, job solver.JobContext) (ca
 	if i.img == nil {
 		return i.SourceInstance.Snapshot(ctx, job)
 	}
-	ref, err := i.s.w.o.Refs.ImageLayers(ctx, i.img.DiffIDs, i.img.Blobs, i.img.Created, "pulled from "+i.id.Reference.String(), nil)
+	ref, err := i.s.w.o.Refs.Image(ctx, refs.ImageLayers{
+		DiffIDs: i.img.DiffIDs, Blobs: i.img.Blobs, Origin: i.img.Origin, Created: i.img.Created,
+		Description: "layer of " + i.id.Reference.String(),
+	})
 	if err != nil || ref == nil {
 		return nil, err // a nil pointer must not become a ref
 	}

@@ -152,14 +152,6 @@ func (s *Snapshots) get(key string) *snap {
 	return s.m[key]
 }
 
-func (s *Snapshots) Alias(_ context.Context, name, existing string) error {
-	x := s.get(existing)
-	if x == nil || !x.committed {
-		return fmt.Errorf("no snapshot %s", existing)
-	}
-	return s.add(name, x.parent, true, x.dir)
-}
-
 func (s *Snapshots) Stack(_ context.Context, name, existing, parent string) error {
 	x := s.get(existing)
 	if x == nil || !x.committed {
