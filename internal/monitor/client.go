@@ -421,8 +421,9 @@ func (c *Client) leave(ctx context.Context, l *link) error {
 }
 
 // Start runs a process, or holds it right before its program. The program's own
-// set-up errors are *initproc.StepError. If the monitor dies meanwhile, Start
-// returns what became of the process: it runs, or nothing of it is left.
+// set-up errors are *initproc.StepError. If the monitor dies meanwhile, the next
+// one is asked; the program never runs twice. PidFD is nil for a process that ran
+// and exited before its start could be told; its exit comes as an event.
 func (c *Client) Start(ctx context.Context, r StartRequest) (*Started, error) {
 	fds := linux.RawFDs(r.Files)
 	for _, a := range r.Attach {
@@ -431,18 +432,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (*Started, error) {
 		}
 		fds = append(fds, int(linux.RawFD(a.Conn)))
 	}
-	l, err := c.current(ctx)
-	if err != nil {
-		return nil, err
+	a, s, err := c.askStart(ctx, &r, fds)
+	if err != nil || s != nil {
+		return s, err
 	}
-	a, err := l.ask(ctx, opStart, func(e *enc) { e.start(&r) }, fds...)
-	if errors.Is(err, errLost) {
-		return c.afterLoss(ctx, l, &r)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s := &Started{PID: int(a.d.u()), StartedAt: a.d.time()}
+	s = &Started{PID: int(a.d.u()), StartedAt: a.d.time()}
 	mask := a.d.u()
 	if err := a.d.end(); err != nil {
 		linux.CloseFDs(a.fds)
@@ -467,34 +461,47 @@ func dupFile(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(n), "pidfd"), nil
 }
 
-// afterLoss finds out what became of a start whose answer did not come.
-func (c *Client) afterLoss(ctx context.Context, l *link, r *StartRequest) (*Started, error) {
-	lost := errdefs.WithHint(errdefs.New(errdefs.Unavailable, "start", r.Key.String(), errLost), "try again")
-	if err := c.leave(ctx, l); err != nil {
-		return nil, lost
+// startTries is how many monitors may die under one start.
+const startTries = 10
+
+// askStart asks until there is an answer, or until the process turns out to run
+// although the answer was lost.
+func (c *Client) askStart(ctx context.Context, r *StartRequest, fds []int) (answer, *Started, error) {
+	for range startTries {
+		l, err := c.current(ctx)
+		if err != nil {
+			return answer{}, nil, err
+		}
+		a, err := l.ask(ctx, opStart, func(e *enc) { e.start(r) }, fds...)
+		if !errors.Is(err, errLost) {
+			return a, nil, err
+		}
+		if err := c.leave(ctx, l); err != nil {
+			return answer{}, nil, err
+		}
+		// What was not released is gone. What was, is known.
+		if s, err := c.find(ctx, r.Key); err != nil || s != nil {
+			return answer{}, s, err
+		}
 	}
+	return answer{}, nil, errdefs.WithHint(errdefs.New(errdefs.Unavailable, "start", r.Key.String(), errLost), "see the monitor's log")
+}
+
+// find gives a process that the monitor knows, nil if it does not.
+func (c *Client) find(ctx context.Context, k Key) (*Started, error) {
 	all, err := c.List(ctx)
 	if err != nil {
-		return nil, lost
+		return nil, err
 	}
+	var found *Started
 	for _, p := range all {
-		if p.Key != r.Key {
-			if p.PidFD != nil {
-				p.PidFD.Close()
-			}
-			continue
-		}
-		if p.Exit == nil && !r.Hold {
-			return &Started{PID: p.PID, PidFD: p.PidFD, StartedAt: p.StartedAt}, nil
-		}
-		if p.PidFD != nil {
+		if p.Key == k {
+			found = &Started{PID: p.PID, PidFD: p.PidFD, StartedAt: p.StartedAt}
+		} else if p.PidFD != nil {
 			p.PidFD.Close()
 		}
-		if p.Exit != nil {
-			c.Ack(ctx, r.Key)
-		}
 	}
-	return nil, lost
+	return found, nil
 }
 
 // Release lets a process go on that Start holds.

@@ -255,7 +255,11 @@ func TestDeathInTheMiddleOfStart(t *testing.T) {
 			for i := range n {
 				wg.Go(func() {
 					k := Key{Container: fmt.Sprint("c", i)}
-					started[i], _ = f.c.Start(f.ctx, StartRequest{Key: k, Log: f.spec(k), Program: shell("exec sleep 1" + fmt.Sprintf("%03d", i) + " # " + mark)})
+					var err error
+					started[i], err = f.c.Start(f.ctx, StartRequest{Key: k, Log: f.spec(k), Program: shell("exec sleep 1" + fmt.Sprintf("%03d", i) + " # " + mark)})
+					if err != nil {
+						t.Error(err)
+					}
 				})
 				if i%10 == 5 {
 					d.kill(f)
@@ -282,7 +286,9 @@ func TestDeathInTheMiddleOfStart(t *testing.T) {
 				if !known[s.PID] {
 					t.Errorf("start %d gave process %d, which is not known", i, s.PID)
 				}
-				s.PidFD.Close()
+				if s.PidFD != nil {
+					s.PidFD.Close()
+				}
 			}
 			f.within(5*time.Second, "unknown processes to end", func() bool {
 				for _, pid := range sleepers() {

@@ -256,6 +256,9 @@ func (f *fixture) start(r StartRequest) *Started {
 	if err != nil {
 		f.Fatal(err)
 	}
+	if s.PidFD == nil {
+		s.PidFD, _ = os.Open(os.DevNull) // it has exited during a death
+	}
 	f.Cleanup(func() { s.PidFD.Close() })
 	return s
 }

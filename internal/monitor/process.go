@@ -26,6 +26,10 @@ type process struct {
 	srv  *server
 	loop *loop
 
+	// release and recorded belong to the start; see records.putRun.
+	release  func() error
+	recorded func()
+
 	state state    // guarded by srv.mu
 	init  launched // guarded by srv.mu; nil unless held
 	owner *conn    // guarded by srv.mu; who may release it

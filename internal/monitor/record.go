@@ -21,6 +21,8 @@ type record struct {
 	serial    uint64 // names it in a stage
 	startedAt time.Time
 
+	// released: its program may have run. Of others nothing is left.
+	released                       bool
 	terminal, openStdin, stdinOnce bool
 	log                            logs.Spec
 	outIno, errIno, inIno          uint64 // the inodes of its pipes
@@ -57,8 +59,14 @@ func (d records) read(k Key, suffix string) (*dec, error) {
 	return &dec{b: b[1 : len(b)-1]}, nil
 }
 
-func (d records) putRun(r *record) error {
+// releasedAt is where in a record stands whether the program may have run.
+const releasedAt = 1
+
+// putRun records a process that is not released. release must be called right
+// before it is; done closes the file in any case.
+func (d records) putRun(r *record) (release func() error, done func(), err error) {
 	e := &enc{[]byte{wireVersion}}
+	e.bool(false)
 	e.key(r.key)
 	e.u(uint64(r.pid))
 	e.u(r.ticks)
@@ -72,7 +80,19 @@ func (d records) putRun(r *record) error {
 	e.u(r.outIno)
 	e.u(r.errIno)
 	e.u(r.inIno)
-	return d.write(r.key, runSuffix, e.b)
+	f, err := os.OpenFile(d.path(r.key, runSuffix), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := f.Write(append(e.b, recordEnd)); err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	release = func() error {
+		_, err := f.WriteAt([]byte{1}, releasedAt)
+		return err
+	}
+	return release, func() { f.Close() }, nil
 }
 
 func (d records) run(k Key) (*record, error) {
@@ -81,7 +101,7 @@ func (d records) run(k Key) (*record, error) {
 		return nil, err
 	}
 	r := &record{
-		key: in.key(), pid: int(in.u()), ticks: in.u(), pidIno: in.u(), serial: in.u(), startedAt: in.time(),
+		released: in.bool(), key: in.key(), pid: int(in.u()), ticks: in.u(), pidIno: in.u(), serial: in.u(), startedAt: in.time(),
 		terminal: in.bool(), openStdin: in.bool(), stdinOnce: in.bool(), log: in.spec(),
 		outIno: in.u(), errIno: in.u(), inIno: in.u(),
 	}

@@ -39,6 +39,10 @@ func (s *server) load(kept map[string]keptFDs) error {
 		}
 		fds, ok := kept[k.file()]
 		delete(kept, k.file())
+		if !rec.released {
+			s.discard(rec, fds, ok)
+			continue
+		}
 		if !ok {
 			s.mu.Lock()
 			s.lost[k] = rec
@@ -59,6 +63,27 @@ func (s *server) load(kept map[string]keptFDs) error {
 		s.recoverLost()
 	}
 	return nil
+}
+
+// discard ends what a predecessor did not release. It ends by itself too, since
+// nobody can release it any more.
+func (s *server) discard(rec *record, fds keptFDs, kept bool) {
+	if !kept {
+		fds = noFDs()
+		if fd, err := linux.OpenPidFD(rec.pid); err == nil {
+			fds[keptPidFD] = fd
+		}
+	}
+	if fd := fds[keptPidFD]; fd >= 0 && (kept || s.same(rec, fd)) {
+		linux.SignalPidFD(fd, 9)
+	}
+	fds.close()
+	s.dir.remove(rec.key)
+	if s.keeper != nil {
+		e := newMessage(opDrop, 0)
+		e.key(rec.key)
+		s.keeper.send(e.b)
+	}
 }
 
 // onAdopt takes an engine's duplicates for a process whose own were lost.

@@ -71,6 +71,9 @@ func (s *server) onStart(c *conn, id uint64, d *dec, fds []int) error {
 		for _, f := range files {
 			f.Close()
 		}
+		if errors.Is(err, errLost) {
+			return // the next worker will be asked again
+		}
 		if err != nil {
 			c.reply(id, err, nil)
 			return

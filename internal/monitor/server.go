@@ -27,7 +27,6 @@ type server struct {
 
 	serial atomic.Uint64
 	turn   atomic.Uint32
-	starts sync.WaitGroup // start requests under way
 	// pidInodes: pidfds have inodes of their own here (Linux 6.9).
 	pidInodes bool
 
@@ -97,7 +96,6 @@ func (s *server) start(c *conn, r *StartRequest, files []*os.File, conns []int) 
 		linux.CloseFDs(conns)
 		return nil, err
 	}
-	defer s.starts.Done()
 	err := s.launchProcess(p, r, files, conns)
 	if err == nil && !r.Hold {
 		err = s.release(p)
@@ -132,12 +130,12 @@ func (s *server) checkStart(r *StartRequest, conns []int) error {
 	return r.Log.Check()
 }
 
-// reserve makes the key p's, and counts a start under way.
+// reserve makes the key p's.
 func (s *server) reserve(p *process) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return errdefs.Newf(errdefs.Unavailable, "start", p.rec.key.String(), "the monitor is being replaced")
+		return errLost
 	}
 	if old := s.procs[p.rec.key]; old != nil {
 		if old.state != exited {
@@ -148,7 +146,6 @@ func (s *server) reserve(p *process) error {
 		old.loop.post(old.acknowledged)
 	}
 	s.procs[p.rec.key] = p
-	s.starts.Add(1)
 	return nil
 }
 
@@ -272,7 +269,8 @@ func (s *server) putRecord(p *process) error {
 	} else {
 		p.rec.ticks, _, _ = linux.StartTicks(p.rec.pid)
 	}
-	if err := s.dir.putRun(&p.rec); err != nil {
+	var err error
+	if p.release, p.recorded, err = s.dir.putRun(&p.rec); err != nil {
 		return errdefs.Newf(errdefs.Internal, "start", p.rec.key.String(), "%w", err)
 	}
 	return nil
@@ -285,7 +283,12 @@ func (s *server) release(p *process) error {
 	if init == nil {
 		return errdefs.Newf(errdefs.Conflict, "start", p.rec.key.String(), "it is not waiting to be released")
 	}
-	if err := init.Release(); err != nil {
+	err := p.release()
+	p.recorded()
+	if err == nil {
+		err = init.Release()
+	}
+	if err != nil {
 		init.Kill()
 		return err
 	}
@@ -311,6 +314,9 @@ func (s *server) takeInit(p *process) launched {
 func (s *server) abandon(p *process) {
 	if init := s.takeInit(p); init != nil {
 		init.Kill()
+	}
+	if p.recorded != nil {
+		p.recorded()
 	}
 	p.loop.call(p.teardown)
 	s.forget(p)
@@ -342,11 +348,11 @@ func (s *server) setState(p *process, st state) {
 	s.changed.Broadcast()
 }
 
-// awaitOrphans waits for starts whose engine has gone: its successor must learn of
-// them. A set-up that hangs is waited for only so long.
-func (s *server) awaitOrphans() {
-	deadline := time.Now().Add(quiesce)
-	wake := time.AfterFunc(quiesce, func() {
+// settled waits until no process is one to wait for, at most d. waits is called
+// with s.mu held.
+func (s *server) settled(d time.Duration, waits func(*process) bool) bool {
+	deadline := time.Now().Add(d)
+	wake := time.AfterFunc(d, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.changed.Broadcast()
@@ -355,15 +361,22 @@ func (s *server) awaitOrphans() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for time.Now().Before(deadline) {
-		waits := false
+		some := false
 		for _, p := range s.procs {
-			waits = waits || p.state == starting && !s.conns[p.owner]
+			some = some || waits(p)
 		}
-		if !waits {
-			return
+		if !some {
+			return true
 		}
 		s.changed.Wait()
 	}
+	return false
+}
+
+// awaitOrphans waits for starts whose engine has gone: its successor must learn of
+// them. A set-up that hangs is waited for only so long.
+func (s *server) awaitOrphans() {
+	s.settled(quiesce, func(p *process) bool { return p.state == starting && !s.conns[p.owner] })
 }
 
 // setExit marks p exited. The exit is on disk.

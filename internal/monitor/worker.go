@@ -18,7 +18,7 @@ const (
 	loopCount = 2
 	// linger is how long a monitor without work waits for an engine.
 	linger = time.Minute
-	// quiesce is how long a worker that is replaced waits for starts under way.
+	// quiesce is how long one waits for starts that are under way.
 	quiesce = 5 * time.Second
 )
 
@@ -172,11 +172,7 @@ func (s *server) rest() {
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
-	done := make(chan struct{})
-	go func() { s.starts.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(quiesce):
+	if !s.settled(quiesce, func(p *process) bool { return p.state < running }) {
 		s.logf("starts under way are given up")
 	}
 	for _, l := range s.loops {
