@@ -79,7 +79,7 @@ enum { M_READY = 1, M_ERROR, M_PID, M_FD, M_STAGE };
 
 #define MAGIC 0x31494e494f474e4fUL
 
-struct head { u64 magic, nops, ops, nrelocs, relocs, size; };
+struct head { u64 magic, nops, ops, nrelocs, relocs, size, cgroup; };
 struct op {
 	u8 code, dst;
 	u16 types;

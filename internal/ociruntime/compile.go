@@ -194,20 +194,18 @@ func (c *compiler) cgroups() error {
 	if c.o.Cgroup == nil {
 		return nil
 	}
-	files, err := c.o.Cgroup.ProcsFiles()
+	tasks, dir, err := c.o.Cgroup.JoinFiles()
 	if err != nil {
 		return err
 	}
-	c.join(files)
-	return nil
-}
-
-// join writes "0", which means the writer, into cgroup.procs files.
-func (c *compiler) join(files []*os.File) {
-	for _, f := range files {
-		c.Step("join the control group %s", strings.TrimSuffix(f.Name(), "/cgroup.procs"))
+	if dir != nil {
+		c.CloneInto(c.file(dir))
+	}
+	for _, f := range tasks {
+		c.Step("join the control group %s", strings.TrimSuffix(f.Name(), "/tasks"))
 		c.Call("write", unix.SYS_WRITE, c.file(f), c.Str("0"), 1)
 	}
+	return nil
 }
 
 var cloneFlag = map[specs.LinuxNamespaceType]uint64{

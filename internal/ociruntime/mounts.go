@@ -266,7 +266,7 @@ func (c *compiler) filesystem(kind, source string, o mountOptions) (initproc.Reg
 	}
 	fs, mnt := c.NewReg(), c.NewReg()
 	c.Call("fsopen", unix.SYS_FSOPEN, c.Str(kind), unix.FSOPEN_CLOEXEC).Into(fs)
-	if source != "" && source != kind {
+	if source != "" {
 		c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("source"), c.Str(source), 0).Ignore(unix.EINVAL)
 	}
 	for _, opt := range o.data {

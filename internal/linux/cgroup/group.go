@@ -412,6 +412,44 @@ func (g *Group) ProcsFiles() ([]*os.File, error) {
 	return out, nil
 }
 
+// JoinFiles is how a process with one thread joins the group without a stall: a
+// move through cgroup.procs waits until every process of the machine is past a
+// fork or exit, some milliseconds, but a thread that moves itself by writing
+// "0" to a v1 tasks file does not (Linux 5.5), and neither does one that is born
+// in the group. dir is for CLONE_INTO_CGROUP, nil where there is no v2.
+func (g *Group) JoinFiles() (tasks []*os.File, dir *os.File, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, f := range tasks {
+			f.Close()
+		}
+		tasks = nil
+		if dir != nil {
+			dir.Close()
+			dir = nil
+		}
+	}()
+	for _, d := range g.dirs {
+		p, flags := d.path+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC
+		if d.v2 {
+			p, flags = d.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC
+		}
+		fd, err := retry(func() (int, error) { return unix.Open(p, flags, 0) })
+		if err != nil {
+			return tasks, dir, errdefs.New(gone(err), "open", g.String(), err)
+		}
+		f := os.NewFile(uintptr(fd), p)
+		if d.v2 {
+			dir = f
+		} else {
+			tasks = append(tasks, f)
+		}
+	}
+	return tasks, dir, nil
+}
+
 // DirFD opens the group's directory, for CLONE_INTO_CGROUP. It is for machines
 // with v2 only: elsewhere one clone does not join all hierarchies.
 func (g *Group) DirFD() (*os.File, error) {

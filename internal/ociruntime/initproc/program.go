@@ -9,7 +9,8 @@ import (
 
 // The format that onggi-init reads (all numbers little endian, 64 bits):
 //
-//	header  magic, ops, offset of ops, relocations, their offset, size of all
+//	header  magic, ops, offset of ops, relocations, their offset, size of all,
+//	        and, for the launcher, which file is the control group (1 = first)
 //	data    strings, structures, arrays; a relocation names a place in it that
 //	        holds an offset and becomes an address
 //	ops     80 bytes each: opcode (1), destination register (1), kinds of the
@@ -19,7 +20,7 @@ import (
 // cmd/onggi-init/init.c is the other half.
 const (
 	magic      = 0x31494e494f474e4f
-	headerSize = 48
+	headerSize = 56
 	opSize     = 80
 	noJump     = 0xffffffff
 )
@@ -97,11 +98,25 @@ type Builder struct {
 	relocs []uint64
 	steps  []string
 	labels []int
+	cgroup uint64
 	reg    Reg
 	kept   int
 	moved  Reg // the socket, when it is not SocketFD any more
 	text   []string
 	strs   map[string]Ptr
+}
+
+// CloneInto lets the process be born in the v2 control group whose directory is
+// this one of the program's files.
+func (b *Builder) CloneInto(file int) { b.cgroup = uint64(file - FirstFile + 1) }
+
+// cgroupFile is the index among the files of the directory to be born in.
+func (p *Program) cgroupFile() (int, bool) {
+	if len(p.Code) < headerSize {
+		return 0, false
+	}
+	n := binary.LittleEndian.Uint64(p.Code[48:])
+	return int(n) - 1, n > 0
 }
 
 // NewBuilder starts an empty program.
@@ -476,7 +491,7 @@ func (b *Builder) Program() (*Program, error) {
 		out = append(out, o.errs[:]...)
 		out = binary.LittleEndian.AppendUint64(out, o.target)
 	}
-	for i, v := range []uint64{magic, uint64(len(b.ops)), ops, uint64(len(b.relocs)), relocs, uint64(len(out))} {
+	for i, v := range []uint64{magic, uint64(len(b.ops)), ops, uint64(len(b.relocs)), relocs, uint64(len(out)), b.cgroup} {
 		binary.LittleEndian.PutUint64(out[8*i:], v)
 	}
 	return &Program{Code: out, Steps: b.steps}, nil

@@ -83,14 +83,8 @@ func Binary() (*os.File, error) {
 		f.Close()
 		return nil, os.NewSyscallError("seal onggi-init", err)
 	}
-	// Low numbers are overwritten by the child's own descriptors.
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 512)
-	f.Close()
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	sealed.f = os.NewFile(uintptr(high), "onggi-init")
-	return sealed.f, nil
+	sealed.f = f
+	return f, nil
 }
 
 // A Process is onggi-init, and later the app.
@@ -108,19 +102,9 @@ type Process struct {
 	foreign bool // not a child
 }
 
-// Options of a start beyond the program.
-type Options struct {
-	CgroupFD *os.File // v2 group to be cloned into; nil: the program joins
-}
-
 // Start clones and execs onggi-init. files become the program's files. The
 // caller keeps its descriptors, and reaps the process.
-func Start(p *Program, files []*os.File, s Stdio) (*Process, error) {
-	return StartWith(p, files, s, Options{})
-}
-
-// StartWith is Start with options.
-func StartWith(p *Program, files []*os.File, s Stdio, o Options) (proc *Process, err error) {
+func Start(p *Program, files []*os.File, s Stdio) (proc *Process, err error) {
 	bin, err := Binary()
 	if err != nil {
 		return nil, err
@@ -179,10 +163,14 @@ func StartWith(p *Program, files []*os.File, s Stdio, o Options) (proc *Process,
 			}
 		}
 	}
-	if o.CgroupFD != nil {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(rawFD(o.CgroupFD))
+	if i, ok := p.cgroupFile(); ok && i < len(files) {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(rawFD(files[i]))
 	}
-	path := fmt.Sprintf("/proc/self/fd/%d", rawFD(bin))
+	// The binary is one more descriptor of the child, since its own number may be
+	// taken there. (A high number for it would not do: growing the table of
+	// descriptors of a process with threads waits for RCU, ten milliseconds.)
+	path := fmt.Sprintf("/proc/self/fd/%d", len(fds))
+	attr.Files = append(fds, rawFD(bin))
 	pid, err := syscall.ForkExec(path, []string{"onggi-init"}, attr)
 	runtime.KeepAlive(files)
 	runtime.KeepAlive(s)
