@@ -465,8 +465,8 @@ func (r *Repository) page(ctx context.Context, q call, into any) (*url.URL, erro
 		return nil, nil
 	}
 	ref, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
-	next, err := q.url.Parse(ref)
-	if err != nil || !sameOrigin(next, q.url) {
+	next, err := resp.Request.URL.Parse(ref)
+	if err != nil || !q.e.is(next) {
 		return nil, errdefs.Newf(errdefs.Invalid, "list tags of", r.ref.Familiar(), "the next page is at another server")
 	}
 	return next, nil

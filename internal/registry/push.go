@@ -150,7 +150,7 @@ func (r *Repository) mount(ctx context.Context, e *endpoint, d ocispec.Descripto
 
 // abandon ends an upload that is not needed; the registry would collect it.
 func (r *Repository) abandon(ctx context.Context, e *endpoint, q call, resp *http.Response) {
-	u, err := target(q.url, resp.Header.Get("Location"))
+	u, err := target(resp.Request.URL, resp.Header.Get("Location"))
 	if err != nil || !e.is(u) {
 		return
 	}
@@ -179,7 +179,7 @@ func (r *Repository) upload(ctx context.Context, e *endpoint, u Upload, known bo
 		return u.Desc, r.statusErr("push", name, resp)
 	}
 	discard(resp)
-	at, err := target(q.url, resp.Header.Get("Location"))
+	at, err := target(resp.Request.URL, resp.Header.Get("Location"))
 	if err != nil {
 		return u.Desc, r.wrap("push", name, err)
 	}
@@ -209,7 +209,7 @@ func (r *Repository) upload(ctx context.Context, e *endpoint, u Upload, known bo
 			return u.Desc, r.statusErr("push", name, resp)
 		}
 		discard(resp)
-		if at, err = target(at, resp.Header.Get("Location")); err != nil {
+		if at, err = target(resp.Request.URL, resp.Header.Get("Location")); err != nil {
 			return u.Desc, r.wrap("push", name, err)
 		}
 		u.Desc.Digest, u.Desc.Size = ocispec.Digest("sha256:"+hex.EncodeToString(sum.h.Sum(nil))), sum.n

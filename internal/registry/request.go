@@ -69,7 +69,7 @@ func (c *Client) send(ctx context.Context, q call) (*http.Response, error) {
 		if err == nil && !transient(resp.StatusCode) {
 			return resp, nil
 		}
-		if err != nil && attempt == 0 && c.downgrade(q.e, err) {
+		if err != nil && attempt == 0 && c.downgrade(q, err) {
 			u := *q.url
 			u.Scheme = "http"
 			q.url = &u
@@ -225,17 +225,14 @@ func bare(err error) error {
 
 // downgrade turns an endpoint that may be insecure, and does not speak TLS,
 // to plain HTTP.
-func (c *Client) downgrade(e *endpoint, err error) bool {
-	if !e.insecure || e.mirror || e.plain.Load() || errors.Is(err, context.Canceled) {
+func (c *Client) downgrade(q call, err error) bool {
+	if !q.e.insecure || q.e.mirror || q.url.Scheme != "https" || q.url.Host != q.e.base.Host || !spokePlain(err) {
 		return false
 	}
-	if !spokePlain(err) {
-		return false
-	}
-	e.plain.Store(true)
+	q.e.plain.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.plain[e.base.Host] = true
+	c.plain[q.e.base.Host] = true
 	return true
 }
 
