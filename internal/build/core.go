@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,6 +58,7 @@ type parts struct {
 	executor  executor.Executor
 	images    worker.Images
 	hosts     docker.RegistryHosts
+	gateway   netip.Addr // what clients call host-gateway
 	// unpack extracts a build context.
 	unpack func(ctx context.Context, r io.Reader, dir string) error
 	disk   func() (total, free int64, err error)
@@ -128,13 +130,18 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		return nil, err
 	}
 	collect := func(context.Context) error { c.blobs.Sweep(); return nil }
+	labels := map[string]string{
+		"org.mobyproject.buildkit.worker.executor": "onggi",
+		// Clients take this one to mean that every exporter is there.
+		"org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
+	}
+	if p.gateway.IsValid() {
+		labels["org.mobyproject.buildkit.worker.moby.host-gateway-ip"] = p.gateway.String()
+	}
 	c.worker, err = worker.New(worker.Options{
 		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images,
 		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: gcPolicy(p.disk), Collect: collect, Logger: p.logger,
-		Labels: map[string]string{
-			"org.mobyproject.buildkit.worker.executor":    "onggi",
-			"org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
-		},
+		Labels: labels,
 	})
 	if err != nil {
 		return nil, err

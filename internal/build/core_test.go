@@ -25,6 +25,8 @@ import (
 	"github.com/onggi/onggi/internal/build/refs/refstest"
 	"github.com/onggi/onggi/internal/build/worker"
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/image"
+	"github.com/onggi/onggi/internal/snapshot"
 	"github.com/onggi/onggi/internal/testenv"
 
 	digest "github.com/opencontainers/go-digest"
@@ -100,8 +102,17 @@ type builder struct {
 	t      *testing.T
 	c      *core
 	client *client.Client
-	images *memImages
+	images *memImages // with stand-ins below
+
+	store   *image.Service // with the real stores below
+	snaps   *snapshot.Store
+	service *Service
+	close   []func() // after the core is closed
+	stop    func()   // ends it all, once
 }
+
+// after runs f when the core is closed.
+func (b *builder) after(f func()) { b.close = append(b.close, f) }
 
 func newBuilder(t *testing.T, exec executor.Executor) *builder {
 	t.Helper()
@@ -148,15 +159,20 @@ func serve(t *testing.T, c *core) *builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	b := &builder{t: t, c: c, client: cl}
+	b.stop = sync.OnceFunc(func() {
 		cl.Close()
 		srv.Stop()
 		<-done
 		if err := c.close(); err != nil {
 			t.Error(err)
 		}
+		for _, f := range b.close {
+			f()
+		}
 	})
-	return &builder{t: t, c: c, client: cl}
+	t.Cleanup(b.stop)
+	return b
 }
 
 // result is what a build gave back.

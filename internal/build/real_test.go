@@ -1,38 +1,33 @@
 package build
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moby/buildkit/client"
 
-	"github.com/onggi/onggi/internal/build/executor"
-	"github.com/onggi/onggi/internal/build/refs"
-	"github.com/onggi/onggi/internal/linux/seccomp"
+	"github.com/onggi/onggi/internal/content"
+	"github.com/onggi/onggi/internal/image"
 	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/registry"
 	"github.com/onggi/onggi/internal/snapshot"
 	"github.com/onggi/onggi/internal/testenv"
-	"github.com/onggi/onggi/internal/undo"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
-
-var _ undo.Stack
-var _ specs.Spec
 
 // newRealBuilder is a builder on the real stores and the real runtime.
 func newRealBuilder(t *testing.T) *builder {
 	t.Helper()
 	testenv.NeedRoot(t)
-	root := t.TempDir()
+	return openReal(t, t.TempDir())
+}
+
+// openReal starts an engine's worth of stores and a builder in a directory.
+func openReal(t *testing.T, root string) *builder {
+	t.Helper()
 	db, err := metadb.Open(filepath.Join(root, "meta"), metadb.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -41,25 +36,23 @@ func newRealBuilder(t *testing.T) *builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec, err := executor.New(executor.Options{
-		Root: filepath.Join(root, "run"), CgroupParent: "/onggi-test/build", Runtime: executor.OCI{},
-		Seccomp: func(caps []string) *specs.LinuxSeccomp { return seccomp.Default(caps, "") },
-	})
+	blobs, err := content.Open(filepath.Join(root, "content"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := snapshots{snaps}
-	images := &memImages{snaps: s}
-	c, err := newCore(t.Context(), parts{
-		root:      filepath.Join(root, "build"),
-		records:   func(b string) refs.Records { return bucket{db, b} },
-		snapshots: s, layers: layers{}, mounter: mounter{}, executor: exec, images: images,
-		disk: diskOf(root), unpack: unpackContext,
-	})
+	imgs, err := image.New(image.Options{Dir: filepath.Join(root, "image"), DB: db, Content: blobs, Snapshots: snaps, Registry: registry.New(registry.Options{})})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	s := New(Options{Root: filepath.Join(root, "build"), DB: db, Snapshots: snaps, Images: imgs, CgroupParent: "/onggi-test/build"})
+	c, err := s.core(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := serve(t, c)
+	b.store, b.snaps, b.service = imgs, snaps, s
+	// Clean-up runs backwards: the client, the core (serve), then the stores.
+	b.after(func() {
 		if err := errors.Join(snaps.Close(), db.Close()); err != nil {
 			t.Error(err)
 		}
@@ -69,9 +62,14 @@ func newRealBuilder(t *testing.T) *builder {
 				t.Errorf("left mounted: %s", l)
 			}
 		}
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/onggi-test/build/*")
+		more, _ := filepath.Glob("/sys/fs/cgroup/onggi-test/build/*")
+		for _, g := range append(groups, more...) {
+			if fi, err := os.Stat(g); err == nil && fi.IsDir() {
+				t.Errorf("left: %s", g)
+			}
+		}
 	})
-	b := serve(t, c)
-	b.images = images
 	return b
 }
 
@@ -129,8 +127,3 @@ func TestRunForReal(t *testing.T) {
 		t.Errorf("output: %q", r.logs)
 	}
 }
-
-var _ = context.Background
-var _ = fmt.Sprint
-var _ = io.EOF
-var _ = time.Second

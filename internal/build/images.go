@@ -1,0 +1,163 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/containerd/platforms"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/onggi/onggi/internal/build/worker"
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/image"
+	"github.com/onggi/onggi/internal/ocispec"
+	"github.com/onggi/onggi/internal/reference"
+	"github.com/onggi/onggi/internal/registry"
+)
+
+// images is the image store as the builder sees it.
+type images struct{ s *image.Service }
+
+var _ worker.Images = images{}
+
+// Get finds the image of a FROM. A digest may be a manifest's or an image's id,
+// since that is what an image without a manifest was resolved to.
+func (a images) Get(_ context.Context, name string, p ocispecs.Platform) (*worker.Image, error) {
+	img, err := a.s.Get(name)
+	if errdefs.Is(err, errdefs.NotFound) {
+		if _, d, ok := strings.Cut(name, "@"); ok {
+			img, err = a.s.Get(d)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if have := platforms.Normalize(img.Config.Platform); !platforms.Only(p).Match(have) {
+		return nil, errdefs.Newf(errdefs.NotFound, "find", "image "+name, "it is for %s, not for %s", platforms.Format(have), platforms.Format(p))
+	}
+	return a.use(img)
+}
+
+// use describes an image for a build.
+func (a images) use(img image.Image) (*worker.Image, error) {
+	cfg, err := a.s.ConfigBytes(img.ID)
+	if err != nil {
+		return nil, err
+	}
+	out := &worker.Image{Digest: digest.Digest(img.ID), Config: cfg, DiffIDs: img.Config.RootFS.DiffIDs, Created: img.Created}
+	if len(img.RepoDigests) == 0 {
+		return out, nil
+	}
+	out.Digest = img.Target.Digest
+	origin, err := reference.Parse(img.RepoDigests[0])
+	if err != nil {
+		return out, nil
+	}
+	raw, err := a.s.Doc(img.Manifest.Digest)
+	if err != nil {
+		return out, nil // known by digest only
+	}
+	m, err := ocispec.ParseManifest(raw, img.Manifest.MediaType)
+	if err == nil && len(m.Layers) == len(out.DiffIDs) {
+		out.Blobs, out.Origin = m.Layers, origin.Name()
+	}
+	return out, nil
+}
+
+// Pull fetches an image with the account that the client has for its registry.
+func (a images) Pull(ctx context.Context, name string, creds worker.Credentials, report func(id, status string, current, total int64)) (*worker.Image, error) {
+	ref, err := reference.Parse(name)
+	if err != nil {
+		return nil, err
+	}
+	host := ref.Domain
+	if host == reference.DefaultDomain {
+		host = "registry-1.docker.io" // the name that clients know it by
+	}
+	q := image.PullRequest{Ref: ref}
+	// A client without an account, or that has gone, pulls as anybody.
+	if user, secret, err := creds(host); err == nil && secret != "" {
+		q.Auth = registry.Auth{Username: user, Password: secret}
+		if user == "" {
+			q.Auth = registry.Auth{IdentityToken: secret}
+		}
+	}
+	img, err := a.s.Pull(ctx, q, func(p image.Progress) {
+		if p.ID != "" {
+			report(p.ID, strings.ToLower(p.Status), p.Current, p.Total)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.use(img)
+}
+
+// Register makes an image of layers where they lie.
+func (a images) Register(ctx context.Context, b worker.Built) error {
+	q := image.Built{Config: b.Config, Manifest: b.Manifest}
+	for _, n := range b.Names {
+		ref, err := reference.Parse(n)
+		if err != nil {
+			return err
+		}
+		q.Names = append(q.Names, ref)
+	}
+	for _, l := range b.Layers {
+		bl := image.BuiltLayer{Snapshot: l.Snapshot, DiffID: l.DiffID, Size: l.Size}
+		if l.Blob != nil && l.Origin != "" {
+			if src, err := reference.Parse(l.Origin); err == nil {
+				bl.Blob, bl.Source = l.Blob, src
+			}
+		}
+		q.Layers = append(q.Layers, bl)
+	}
+	if len(b.Index) > 0 {
+		docs, ok, err := attestations(b)
+		if err != nil {
+			return err
+		}
+		if ok {
+			q.Index, q.Docs = b.Index, docs
+		}
+	}
+	_, err := a.s.Register(ctx, q)
+	return err
+}
+
+// attestations collects what an index has beside the image. It says no where
+// that is more: images of other platforms, whose layers the store lacks.
+func attestations(b worker.Built) (docs [][]byte, ok bool, err error) {
+	var idx ocispecs.Index
+	if err := json.Unmarshal(b.Index, &idx); err != nil {
+		return nil, false, err
+	}
+	own := digest.FromBytes(b.Manifest)
+	for _, d := range idx.Manifests {
+		if d.Digest == own {
+			continue
+		}
+		if !ocispec.IsAttestation(d) {
+			return nil, false, nil
+		}
+		raw, err := b.Blob(d.Digest)
+		if err != nil {
+			return nil, false, err
+		}
+		docs = append(docs, raw)
+		var m ocispecs.Manifest
+		if err := json.Unmarshal(raw, &m); err != nil {
+			return nil, false, err
+		}
+		for _, l := range append(m.Layers, m.Config) {
+			raw, err := b.Blob(l.Digest)
+			if err != nil {
+				return nil, false, err
+			}
+			docs = append(docs, raw)
+		}
+	}
+	return docs, true, nil
+}
