@@ -198,6 +198,9 @@ func (p *packer) entry(ctx context.Context, dir linux.FD, last, name string, dep
 	if p.o.Skip != nil && p.o.Skip(name) {
 		return nil
 	}
+	if p.overlay && strings.HasPrefix(last, whiteout) {
+		return nil // a layer cannot have it: there it would remove something
+	}
 	var st linux.Stat
 	if err := dir.Lstat(last, &st); err != nil {
 		if depth > 0 && errors.Is(err, syscall.ENOENT) {

@@ -147,12 +147,17 @@ func (u *unpacker) entry(ctx context.Context, name string, h *tar.Header, r io.R
 	full := path.Join(u.base, name)
 	dir, last := path.Split(full)
 	dir = strings.TrimSuffix(dir, "/")
+	if u.overlay {
+		if skip, err := belowMarker(dir); skip || err != nil {
+			return err
+		}
+	}
 	parent, err := u.place(dir)
 	if err != nil {
 		return err
 	}
 	if u.overlay && strings.HasPrefix(last, whiteout) {
-		return u.whiteout(parent, dir, last)
+		return u.whiteout(parent, dir, last, mtimeOf(h.ModTime))
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:

@@ -12,7 +12,7 @@ import (
 
 // whiteout makes what overlayfs understands of an OCI whiteout. Whiteouts are
 // about lower layers: what this archive has put there itself stays.
-func (u *unpacker) whiteout(parent linux.FD, dir, last string) error {
+func (u *unpacker) whiteout(parent linux.FD, dir, last string, mtime int64) error {
 	if last == opaque {
 		if dir == "" {
 			u.opaqueRoot = true // overlayfs merges roots in any case
@@ -28,6 +28,9 @@ func (u *unpacker) whiteout(parent linux.FD, dir, last string) error {
 		return invalid(path.Join(dir, last), "a whiteout of %s", quote(name))
 	}
 	err := parent.Mknod(name, linux.TypeChar, 0, 0)
+	if err == nil {
+		return parent.Chtime(name, mtime)
+	}
 	if !errors.Is(err, syscall.EEXIST) {
 		return err
 	}
@@ -39,6 +42,24 @@ func (u *unpacker) whiteout(parent linux.FD, dir, last string) error {
 		return parent.SetXattrOf(name, opaqueAttr, []byte("y"))
 	}
 	return nil
+}
+
+// belowMarker reports whether an entry is in a directory that AUFS kept things
+// in, which have no meaning here. In a directory with the name of a whiteout
+// nothing can be.
+func belowMarker(dir string) (skip bool, err error) {
+	if !strings.HasPrefix(dir, whiteout) && !strings.Contains(dir, "/"+whiteout) {
+		return false, nil
+	}
+	for part := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(part, reserved) {
+			return true, nil
+		}
+		if strings.HasPrefix(part, whiteout) {
+			return false, invalid(dir, "%s is a whiteout, not a directory", quote(part))
+		}
+	}
+	return false, nil
 }
 
 // finishOpaqueRoot hides all of the lower layers, name by name.
