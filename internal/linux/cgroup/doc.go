@@ -6,7 +6,7 @@
 // control groups v2 that is one directory; on v1 it is one directory for each
 // mounted controller; on a hybrid machine it is the v1 directories and one in
 // the unified hierarchy, which gives cgroup.kill and lends the controllers
-// that v1 does not have.
+// that its owner has enabled there.
 //
 //	OCI resources ──plan──▶ []setting ──apply──▶ control group files
 //

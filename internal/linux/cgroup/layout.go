@@ -159,7 +159,15 @@ func newLayout(hiers []*hierarchy) (*layout, error) {
 			continue
 		}
 		v2 = true
-		s, err := readFile(h.dir + "/cgroup.controllers")
+	}
+	for _, h := range hiers {
+		if !h.v2 {
+			continue
+		}
+		// Beside v1, v2 lends what its owner has enabled for groups below the
+		// root; enabling more would change the whole machine.
+		file := pick(v1, "/cgroup.subtree_control", "/cgroup.controllers")
+		s, err := readFile(h.dir + file)
 		if err != nil {
 			return nil, errdefs.New(kindOf(err), "read", "control group controllers of "+h.dir, err)
 		}

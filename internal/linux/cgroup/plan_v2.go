@@ -28,14 +28,7 @@ var parentsReady sync.Map // parent path + want → true
 // of each group above it.
 func (d *dir) enable(r *specs.LinuxResources) error {
 	want := enabledV2
-	if h := d.hierarchy; len(h.controllers) < 4 {
-		// The remains that a hybrid machine leaves to v2 are not ours to
-		// enable for every group: only what is asked for.
-		want = wantsV2(r, h)
-		if len(want) == 0 {
-			return nil
-		}
-	} else if more := wantsV2(r, h); len(more) > 0 {
+	if more := wantsV2(r, d.hierarchy); len(more) > 0 {
 		want = append(slices.Clone(want), more...)
 	}
 	var have []string
@@ -43,6 +36,9 @@ func (d *dir) enable(r *specs.LinuxResources) error {
 		if d.has(c) && !slices.Contains(have, c) {
 			have = append(have, c)
 		}
+	}
+	if len(have) == 0 {
+		return nil
 	}
 	slices.Sort(have)
 	parent := path.Dir(d.path)
