@@ -42,14 +42,14 @@ func creationFlags(fs *flag.FlagSet) *creation {
 func createFlags(fs *flag.FlagSet) func(*global, []string) error {
 	o := creationFlags(fs)
 	return func(g *global, args []string) error {
-		spec, bundle, err := loadBundle(*o.bundle)
+		b, err := loadBundle(*o.bundle)
 		if err != nil {
 			return err
 		}
-		if err := checkConsole(spec.Process, *o.console, true); err != nil {
+		if err := checkConsole(b.spec.Process, *o.console, true); err != nil {
 			return err
 		}
-		c, proc, err := g.create(args[0], bundle, spec, o, true)
+		c, proc, err := g.create(args[0], b, o, true)
 		if err != nil {
 			return err
 		}
@@ -58,35 +58,48 @@ func createFlags(fs *flag.FlagSet) func(*global, []string) error {
 	}
 }
 
-func loadBundle(bundle string) (*specs.Spec, string, error) {
-	if bundle == "" {
-		bundle = "."
+// A bundle is a directory with a configuration.
+type bundle struct {
+	dir  string
+	raw  []byte
+	spec *specs.Spec // with absolute paths
+}
+
+func loadBundle(dir string) (*bundle, error) {
+	// What takes time and needs no configuration is done beside reading it.
+	go func() {
+		cgroup.Detect()
+		initproc.Binary()
+		ociruntime.Capabilities()
+	}()
+	if dir == "" {
+		dir = "."
 	}
-	bundle, err := filepath.Abs(bundle)
+	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	file := filepath.Join(bundle, "config.json")
-	b, err := os.ReadFile(file)
+	file := filepath.Join(dir, "config.json")
+	raw, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, "", errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "", "", "JSON specification file %s not found", file), "onggi-runtime spec")
+		return nil, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "", "", "JSON specification file %s not found", file), "onggi-runtime spec")
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	spec := &specs.Spec{}
-	if err := json.Unmarshal(b, spec); err != nil {
-		return nil, "", errdefs.Newf(errdefs.Invalid, "read", file, "%w", err)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return nil, errdefs.Newf(errdefs.Invalid, "read", file, "%w", err)
 	}
 	if spec.Root != nil && spec.Root.Path != "" && !filepath.IsAbs(spec.Root.Path) {
-		spec.Root.Path = filepath.Join(bundle, spec.Root.Path)
+		spec.Root.Path = filepath.Join(dir, spec.Root.Path)
 	}
 	for i, m := range spec.Mounts {
 		if isBind(m) && m.Source != "" && !filepath.IsAbs(m.Source) {
-			spec.Mounts[i].Source = filepath.Join(bundle, m.Source)
+			spec.Mounts[i].Source = filepath.Join(dir, m.Source)
 		}
 	}
-	return spec, bundle, nil
+	return &bundle{dir, raw, spec}, nil
 }
 
 func isBind(m specs.Mount) bool {
@@ -114,19 +127,20 @@ func checkConsole(p *specs.Process, socket string, detach bool) error {
 }
 
 // create makes everything of the container up to the point where its process
-// waits to be started.
-func (g *global) create(id, bundle string, spec *specs.Spec, o *creation, detach bool) (_ *container, _ *initproc.Process, err error) {
+// waits: for whoever starts it later, or for this call.
+func (g *global) create(id string, b *bundle, o *creation, later bool) (_ *container, _ *initproc.Process, err error) {
 	if err := checkID(id); err != nil {
 		return nil, nil, err
 	}
+	spec := b.spec
 	if err := checkSpec(spec); err != nil {
 		return nil, nil, err
 	}
 	var u undo.Stack
 	defer func() { u.Run(context.Background(), &err) }()
 
-	c := &container{dir: filepath.Join(g.root, id), record: record{
-		ID: id, Bundle: bundle, Created: time.Now().UTC(), UID: os.Geteuid(), Spec: spec, Systemd: g.systemd,
+	c := &container{dir: filepath.Join(g.root, id), Spec: spec, record: record{
+		ID: id, Bundle: b.dir, Created: time.Now().UTC(), UID: os.Geteuid(), Config: b.raw, Systemd: g.systemd,
 	}}
 	if spec.Root != nil {
 		c.Rootfs = spec.Root.Path
@@ -147,16 +161,13 @@ func (g *global) create(id, bundle string, spec *specs.Spec, o *creation, detach
 		})
 	}
 
-	dir, err := os.Open(c.dir)
-	if err != nil {
-		return nil, nil, err
+	var sock *os.File
+	if later {
+		if sock, err = c.listen(); err != nil {
+			return nil, nil, err
+		}
+		defer sock.Close()
 	}
-	defer dir.Close()
-	sock, err := linux.ListenAt(dir, startSock)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer sock.Close()
 	preserve, err := preserved(*o.preserve)
 	if err != nil {
 		return nil, nil, err
@@ -172,9 +183,17 @@ func (g *global) create(id, bundle string, spec *specs.Spec, o *creation, detach
 	if err != nil {
 		return nil, nil, err
 	}
-	c.PID, c.Steps = proc.PID, prog.Steps
+	c.PID = proc.PID
+	if later {
+		c.Steps = prog.Steps
+	}
 	c.PIDStart, _, err = linux.StartTicks(proc.PID)
-	proc.Stages = func(stage int) error { return g.createHooks(c, proc) }
+	proc.Stages = func(stage int) error {
+		if stage == ociruntime.StageStart {
+			return c.startHooks()
+		}
+		return g.createHooks(c, proc)
+	}
 	if err == nil {
 		err = proc.WaitReady()
 	} else {
@@ -193,6 +212,15 @@ func (g *global) create(id, bundle string, spec *specs.Spec, o *creation, detach
 	}
 	u.Disarm()
 	return c, proc, nil
+}
+
+func (c *container) listen() (*os.File, error) {
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return linux.ListenAt(dir, startSock)
 }
 
 // checkSpec refuses what no runtime may accept.
@@ -276,7 +304,7 @@ func (g *global) makeGroup(c *container) (*cgroup.Group, error) {
 		}
 		return nil, err
 	}
-	c.Cgroups = group.Paths()
+	c.Cgroups, c.known = group.Paths(), group
 	return group, nil
 }
 
@@ -337,7 +365,7 @@ func (g *global) handConsole(proc *initproc.Process, socket string) error {
 	if socket == "" || proc.Console() == nil {
 		return nil
 	}
-	err := linux.SendConsole(socket, proc.Console())
+	err := linux.SendFile(socket, []byte("/dev/ptmx"), proc.Console())
 	proc.Console().Close()
 	return err
 }
@@ -398,16 +426,25 @@ func (g *global) start(c *container) error {
 		if err := os.Remove(filepath.Join(c.dir, startSock)); err != nil {
 			return err
 		}
-		h := c.Spec.Hooks
-		if h == nil || len(h.StartContainer) == 0 {
-			return nil
-		}
-		return ociruntime.RunStartHooks(context.Background(), c.Spec, c.hookState(specs.StateCreated), c.hookGroup())
+		return c.startHooks()
 	}
 	if err := proc.WaitExec(); err != nil {
 		c.kill(9)
 		return err
 	}
+	if err := g.forwardListener(c, proc); err != nil {
+		return err
+	}
+	return c.started()
+}
+
+// startHooks runs what belongs between the start and the app.
+func (c *container) startHooks() error {
+	return ociruntime.RunStartHooks(context.Background(), c.Spec, c.hookState(specs.StateCreated), c.hookGroup())
+}
+
+// started runs what belongs behind the start.
+func (c *container) started() error {
 	if h := c.Spec.Hooks; h != nil && len(h.Poststart) > 0 {
 		if err := ociruntime.RunHooks(context.Background(), "poststart", h.Poststart, c.hookState(specs.StateRunning)); err != nil {
 			c.kill(9)

@@ -103,8 +103,9 @@ func (g *global) finishExec(proc *initproc.Process, o execution) (int, error) {
 	}
 	var f *foreground
 	if !*o.detach {
-		f = attach(proc)
+		f = listen()
 		defer f.close()
+		f.attach(proc)
 	}
 	if err := proc.Release(); err != nil {
 		proc.Kill()

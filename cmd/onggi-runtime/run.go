@@ -19,29 +19,43 @@ func runFlags(fs *flag.FlagSet) func(*global, []string) error {
 	keep := fs.Bool("keep", false, "")
 	fs.Bool("no-subreaper", false, "")
 	return func(g *global, args []string) error {
-		spec, bundle, err := loadBundle(*o.bundle)
+		b, err := loadBundle(*o.bundle)
 		if err != nil {
 			return err
 		}
-		if err := checkConsole(spec.Process, *o.console, *detach); err != nil {
-			return err
-		}
-		c, proc, err := g.create(args[0], bundle, spec, o, *detach)
-		if err != nil {
-			return err
-		}
-		proc.Leave()
-		if err := g.afterCreate(c, o); err != nil {
+		if err := checkConsole(b.spec.Process, *o.console, *detach); err != nil {
 			return err
 		}
 		var f *foreground
 		if !*detach {
-			f = attach(proc)
+			f = listen()
 			defer f.close()
 		}
-		if err := g.start(c); err != nil {
-			c.wait(proc)
+		c, proc, err := g.create(args[0], b, o, false)
+		if err != nil {
+			return err
+		}
+		if err := g.afterCreate(c, o); err != nil {
+			return err
+		}
+		if f != nil {
+			f.attach(proc)
+		}
+		if err := proc.Release(); err != nil {
+			proc.Kill()
+			return err
+		}
+		err = proc.WaitExec()
+		if err == nil {
+			if err = c.started(); err != nil {
+				linux.Reap(int(linux.RawFD(proc.PidFD)), true)
+			}
+		}
+		if err != nil {
 			g.destroy(c)
+			return err
+		}
+		if err := g.forwardListener(c, proc); err != nil {
 			return err
 		}
 		if *detach {
@@ -65,10 +79,21 @@ type foreground struct {
 	copied  chan struct{} // closed when all output was copied; nil without a terminal
 }
 
+// forwarded are the signals that people and supervisors send. Asking for all of
+// them would take a millisecond.
+var forwarded = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
+	syscall.SIGCONT, syscall.SIGWINCH}
+
+// listen keeps signals for the process to come.
+func listen() *foreground {
+	f := &foreground{signals: make(chan os.Signal, 64), restore: func() {}}
+	signal.Notify(f.signals, forwarded...)
+	return f
+}
+
 // attach hands signals on, and the terminal if there is one.
-func attach(proc *initproc.Process) *foreground {
-	f := &foreground{proc: proc, signals: make(chan os.Signal, 64), restore: func() {}}
-	signal.Notify(f.signals)
+func (f *foreground) attach(proc *initproc.Process) {
+	f.proc = proc
 	if m := proc.Console(); m != nil {
 		f.terminal(m)
 	}
@@ -77,18 +102,15 @@ func attach(proc *initproc.Process) *foreground {
 			f.forward(s)
 		}
 	}()
-	return f
 }
 
 func (f *foreground) forward(s os.Signal) {
-	switch s {
-	case syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE:
-	case syscall.SIGWINCH:
+	if s == syscall.SIGWINCH && f.proc.Console() != nil {
 		f.resize()
-	default:
-		if n, ok := s.(syscall.Signal); ok {
-			linux.SignalPidFD(int(linux.RawFD(f.proc.PidFD)), int(n))
-		}
+		return
+	}
+	if n, ok := s.(syscall.Signal); ok {
+		linux.SignalPidFD(int(linux.RawFD(f.proc.PidFD)), int(n))
 	}
 }
 
@@ -135,9 +157,4 @@ func (f *foreground) wait(pid int) int {
 func (f *foreground) close() {
 	f.restore()
 	signal.Stop(f.signals)
-}
-
-// wait reaps the process after a start that did not work.
-func (c *container) wait(proc *initproc.Process) {
-	linux.Reap(int(linux.RawFD(proc.PidFD)), true)
 }

@@ -37,14 +37,16 @@ type record struct {
 	Cgroups   map[string]string `json:"cgroups,omitempty"`
 	CgroupArg string            `json:"cgroupArg,omitempty"` // as cgroup.Open takes it
 	Systemd   bool              `json:"systemd,omitempty"`
-	Steps     []string          `json:"steps"`
-	Spec      *specs.Spec       `json:"spec"`
+	Steps     []string          `json:"steps,omitempty"`
+	Config    json.RawMessage   `json:"config"`
 }
 
 // container is a record and where it lives.
 type container struct {
 	record
-	dir string
+	Spec  *specs.Spec // what Config says
+	dir   string
+	known *cgroup.Group // made by this call
 }
 
 func checkID(id string) error {
@@ -73,6 +75,10 @@ func (g *global) load(id string) (*container, error) {
 	}
 	if err := json.Unmarshal(b, &c.record); err != nil {
 		return nil, fmt.Errorf("read the state of container %q: %w", id, err)
+	}
+	c.Spec = &specs.Spec{}
+	if err := json.Unmarshal(c.Config, c.Spec); err != nil {
+		return nil, fmt.Errorf("read the configuration of container %q: %w", id, err)
 	}
 	return c, nil
 }
@@ -124,6 +130,9 @@ func (c *container) status() specs.ContainerState {
 
 // group finds the container's control group.
 func (c *container) group() (*cgroup.Group, error) {
+	if c.known != nil {
+		return c.known, nil
+	}
 	o := cgroup.Options{Rootless: os.Geteuid() != 0}
 	if c.Systemd {
 		var err error

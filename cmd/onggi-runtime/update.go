@@ -145,7 +145,9 @@ func updateFlags(fs *flag.FlagSet) func(*global, []string) error {
 		if err := group.Update(completed(r, c)); err != nil {
 			return err
 		}
-		c.merge(r)
+		if err := c.merge(r); err != nil {
+			return err
+		}
 		return c.save()
 	}
 }
@@ -192,17 +194,22 @@ func readResources(file string, r *specs.LinuxResources) error {
 }
 
 // merge keeps the new limits in the record.
-func (c *container) merge(r *specs.LinuxResources) {
+func (c *container) merge(r *specs.LinuxResources) error {
 	if c.Spec.Linux == nil {
-		return
+		return nil
 	}
 	if c.Spec.Linux.Resources == nil {
 		c.Spec.Linux.Resources = &specs.LinuxResources{}
 	}
 	have := c.Spec.Linux.Resources
 	b, err := json.Marshal(r)
-	if err == nil {
-		// Decoding onto what is there changes only what is named.
-		json.Unmarshal(b, have)
+	if err != nil {
+		return err
 	}
+	// Decoding onto what is there changes only what is named.
+	if err := json.Unmarshal(b, have); err != nil {
+		return err
+	}
+	c.Config, err = json.Marshal(c.Spec)
+	return err
 }

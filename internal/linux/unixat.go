@@ -46,9 +46,9 @@ func addrAt(dir *os.File, name string) *unix.SockaddrUnix {
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", RawFD(dir), name)}
 }
 
-// SendConsole connects to a stream socket and sends it a terminal's master, as
-// the callers of OCI runtimes expect it.
-func SendConsole(socket string, master *os.File) error {
+// SendFile connects to a stream socket and sends it a message with a
+// descriptor, as the callers of OCI runtimes expect terminals and listeners.
+func SendFile(socket string, message []byte, f *os.File) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
@@ -57,7 +57,7 @@ func SendConsole(socket string, master *os.File) error {
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
 		return &os.PathError{Op: "connect", Path: socket, Err: err}
 	}
-	err = unix.Sendmsg(fd, []byte("/dev/ptmx"), unix.UnixRights(int(RawFD(master))), nil, 0)
-	runtime.KeepAlive(master)
+	err = unix.Sendmsg(fd, message, unix.UnixRights(int(RawFD(f))), nil, 0)
+	runtime.KeepAlive(f)
 	return os.NewSyscallError("sendmsg", err)
 }

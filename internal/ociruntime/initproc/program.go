@@ -3,7 +3,6 @@ package initproc
 import (
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"syscall"
 )
 
@@ -79,6 +78,8 @@ type Ptr uint64
 type Label int
 
 type operation struct {
+	name   string
+	count  int // of arguments
 	code   uint8
 	dst    Reg
 	types  uint16
@@ -88,6 +89,12 @@ type operation struct {
 	errs   [8]byte
 	target uint64
 	label  Label // of target, -1 = none
+}
+
+// A span is an array of words in the data.
+type span struct {
+	at    Ptr
+	words int
 }
 
 // A Builder puts a program together. The zero value is not usable; call
@@ -101,8 +108,8 @@ type Builder struct {
 	cgroup uint64
 	reg    Reg
 	kept   int
-	moved  Reg // the socket, when it is not SocketFD any more
-	text   []string
+	moved  Reg    // the socket, when it is not SocketFD any more
+	spans  []span // structures in data, for Text
 	strs   map[string]Ptr
 }
 
@@ -127,7 +134,6 @@ func NewBuilder() *Builder {
 // Step names what follows, for errors: `mount "proc" on "/proc"`.
 func (b *Builder) Step(format string, a ...any) {
 	b.steps = append(b.steps, fmt.Sprintf(format, a...))
-	b.text = append(b.text, "# "+b.steps[len(b.steps)-1])
 }
 
 // Registers below firstShared are given once; the others again and again, so
@@ -172,6 +178,7 @@ func (b *Builder) Str(s string) Ptr {
 func (b *Builder) Words(words ...any) Ptr {
 	buf := make([]byte, 8*len(words))
 	at := b.Data(buf)
+	b.spans = append(b.spans, span{at, len(words)})
 	for i, w := range words {
 		var v uint64
 		switch w := w.(type) {
@@ -218,28 +225,25 @@ func (b *Builder) NewLabel() Label {
 // Mark puts the label here.
 func (b *Builder) Mark(l Label) {
 	b.labels[l] = len(b.ops)
-	b.text = append(b.text, fmt.Sprintf("L%d:", l))
 }
 
 // A Call is a system call just added, to be refined.
 type Call struct {
 	b *Builder
 	i int
-	t int
 }
 
 // Call adds a system call. Arguments are int, uint64, Ptr or Reg.
 func (b *Builder) Call(name string, nr uintptr, args ...any) Call {
 	o := b.add(opSyscall, args...)
 	o.nr = uint64(nr)
-	b.text = append(b.text, name+"("+b.describe(args)+")")
-	return Call{b, len(b.ops) - 1, len(b.text) - 1}
+	o.name, o.count = name, len(args)
+	return Call{b, len(b.ops) - 1}
 }
 
 // Into keeps the result.
 func (c Call) Into(r Reg) Call {
 	c.b.ops[c.i].dst = r
-	c.b.text[c.t] = fmt.Sprintf("r%d = %s", r, c.b.text[c.t])
 	return c
 }
 
@@ -248,7 +252,6 @@ func (c Call) Ignore(errs ...syscall.Errno) Call {
 	for i, e := range errs {
 		c.b.ops[c.i].errs[i] = byte(e)
 	}
-	c.b.text[c.t] += fmt.Sprintf(" ignore %v", names(errs))
 	return c
 }
 
@@ -258,16 +261,7 @@ func (c Call) On(l Label, errs ...syscall.Errno) Call {
 		c.b.ops[c.i].errs[i] = byte(e)
 	}
 	c.b.ops[c.i].label = l
-	c.b.text[c.t] += fmt.Sprintf(" on %v L%d", names(errs), l)
 	return c
-}
-
-func names(errs []syscall.Errno) []string {
-	var out []string
-	for _, e := range errs {
-		out = append(out, errnoName(e))
-	}
-	return out
 }
 
 func (b *Builder) add(code uint8, args ...any) *operation {
@@ -300,72 +294,63 @@ func (b *Builder) add(code uint8, args ...any) *operation {
 // inside the root, and makes what is missing: directories, and at the end a
 // directory, or an empty file. The result is used as a Call's.
 func (b *Builder) MkPath(root Reg, path string, file bool, mode int) Call {
-	kind, what := 0, "dir"
+	kind := 0
 	if file {
-		kind, what = 1, "file"
+		kind = 1
 	}
 	b.add(opMkpath, root, b.Str(path), kind, mode)
-	b.text = append(b.text, fmt.Sprintf("mkpath(r%d, %q, %s, %#o)", root, path, what, mode))
-	return Call{b, len(b.ops) - 1, len(b.text) - 1}
+	return Call{b, len(b.ops) - 1}
 }
 
 // MoveSocket lets the interpreter speak to the launcher by another descriptor.
 func (b *Builder) MoveSocket(fd Reg) {
 	b.add(opMove, fd)
 	b.moved = fd
-	b.text = append(b.text, fmt.Sprintf("socket = r%d", fd))
 }
 
 // Jump goes to the label.
 func (b *Builder) Jump(l Label) {
 	b.add(opJump).label = l
-	b.text = append(b.text, fmt.Sprintf("jump L%d", l))
 }
 
 // JumpIf goes to the label if v&mask is want. v is a Reg.
 func (b *Builder) JumpIf(l Label, v Reg, want, mask uint64) {
 	b.add(opJumpIf, v, want, mask).label = l
-	b.text = append(b.text, fmt.Sprintf("if r%d & %#x == %#x jump L%d", v, mask, want, l))
 }
 
 // Store writes a value of 4 or 8 bytes into the data.
 func (b *Builder) Store(at Ptr, v any, size int) {
 	b.add(opStore, at, v, size)
-	b.text = append(b.text, fmt.Sprintf("store%d %s", size, b.describe([]any{v})))
 }
 
 // Load reads a value of 1, 4 or 8 bytes of the data.
 func (b *Builder) Load(r Reg, at Ptr, size int) {
 	b.add(opLoad, at, size).dst = r
-	b.text = append(b.text, fmt.Sprintf("r%d = load%d", r, size))
 }
 
 // Set puts a value into a register.
 func (b *Builder) Set(r Reg, v any) {
 	b.add(opSet, v).dst = r
-	b.text = append(b.text, fmt.Sprintf("r%d = %s", r, b.describe([]any{v})))
 }
 
 // Exit ends the process.
 func (b *Builder) Exit(code int) {
 	b.add(opExit, code)
-	b.text = append(b.text, fmt.Sprintf("exit %d", code))
 }
 
 // Fail reports an errno as the failure of this step.
 func (b *Builder) Fail(e syscall.Errno) {
 	b.add(opFail, int(e))
-	b.text = append(b.text, "fail "+errnoName(e))
 }
 
 // Ready tells the launcher that the set-up is done, and waits to be released.
-func (b *Builder) Ready() { b.tell(msgReady, 0, 1, "ready") }
+func (b *Builder) Ready() { b.tell(msgReady, 0, 1) }
 
 // ReadyFor tells the launcher that the set-up is done, and lets it go. Who
 // connects to the listening socket then is the launcher: it gets the stage, and
 // releases the process.
 func (b *Builder) ReadyFor(socket, stage int) {
-	b.tell(msgReady, 0, 0, "ready, and let go")
+	b.tell(msgReady, 0, 0)
 	conn := b.NewReg()
 	b.Call("accept4", syscall.SYS_ACCEPT4, socket, 0, 0, syscall.SOCK_CLOEXEC).Into(conn)
 	b.Call("dup3", syscall.SYS_DUP3, conn, SocketFD, syscall.O_CLOEXEC)
@@ -375,14 +360,13 @@ func (b *Builder) ReadyFor(socket, stage int) {
 }
 
 // Stage tells the launcher that a stage is reached, and waits: hooks run then.
-func (b *Builder) Stage(n int) { b.tell(msgStage, n, 1, fmt.Sprintf("stage %d", n)) }
+func (b *Builder) Stage(n int) { b.tell(msgStage, n, 1) }
 
 // ReportPID tells the launcher the pid of the process that goes on.
-func (b *Builder) ReportPID(r Reg) { b.tell(msgPID, r, 0, fmt.Sprintf("pid r%d", r)) }
+func (b *Builder) ReportPID(r Reg) { b.tell(msgPID, r, 0) }
 
-func (b *Builder) tell(kind int, v any, wait int, text string) {
+func (b *Builder) tell(kind int, v any, wait int) {
 	b.add(opTell, kind, v, wait)
-	b.text = append(b.text, text)
 }
 
 // What a descriptor is that a process sends to its launcher.
@@ -423,43 +407,6 @@ func (b *Builder) sendFD(fd Reg, what uint64) {
 // Reap forks: this process stays as PID 1 and reaps, the child goes on.
 func (b *Builder) Reap() {
 	b.add(opInit)
-	b.text = append(b.text, "init")
-}
-
-// Text is the program as people read it, for goldens.
-func (b *Builder) Text() string { return strings.Join(b.text, "\n") + "\n" }
-
-func (b *Builder) describe(args []any) string {
-	var out []string
-	for _, a := range args {
-		switch a := a.(type) {
-		case Ptr:
-			out = append(out, b.pointed(a))
-		case Reg:
-			out = append(out, fmt.Sprintf("r%d", a))
-		case int:
-			if a > 4096 || a < -200 {
-				out = append(out, fmt.Sprintf("%#x", uint64(a)))
-			} else {
-				out = append(out, fmt.Sprint(a))
-			}
-		case uint64:
-			out = append(out, fmt.Sprintf("%#x", a))
-		default:
-			out = append(out, fmt.Sprint(a))
-		}
-	}
-	return strings.Join(out, ", ")
-}
-
-// pointed shows strings as such and anything else as data.
-func (b *Builder) pointed(p Ptr) string {
-	for s, at := range b.strs {
-		if at == p {
-			return fmt.Sprintf("%q", s)
-		}
-	}
-	return "&"
 }
 
 // Program puts everything together.
