@@ -240,7 +240,7 @@ func (c *Client) Login(ctx context.Context, a Auth) (identity string, err error)
 		return "", err
 	}
 	e := list[0]
-	q := call{method: http.MethodGet, e: e, url: e.url("", nil), auth: Auth{RegistryToken: a.RegistryToken}}
+	q := call{method: http.MethodGet, e: e, url: e.url("", nil), bare: true}
 	resp, err := c.send(ctx, q)
 	if err != nil {
 		return "", errdefs.New(errdefs.Unavailable, "log in to", host, err)
@@ -253,7 +253,7 @@ func (c *Client) Login(ctx context.Context, a Auth) (identity string, err error)
 	if resp.StatusCode != http.StatusUnauthorized {
 		return "", statusError("log in to", host, resp, b)
 	}
-	q.auth = a
+	q.auth, q.bare, q.url = a, false, e.url("", nil)
 	for _, ch := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
 		switch ch.scheme {
 		case "bearer":

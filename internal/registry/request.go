@@ -37,6 +37,7 @@ type call struct {
 	body func(context.Context) (io.ReadCloser, error)
 	size int64 // of body, -1 if unknown
 	once bool  // do not repeat after an error
+	bare bool  // without authorisation, whatever the answer
 	// foreign: the URL came from the registry and is at another origin.
 	foreign bool
 }
@@ -53,7 +54,7 @@ func (c *Client) send(ctx context.Context, q call) (*http.Response, error) {
 			}
 			return nil, context.Cause(ctx)
 		}
-		if err == nil && resp.StatusCode == http.StatusUnauthorized && !q.foreign && authorised < 2 {
+		if err == nil && resp.StatusCode == http.StatusUnauthorized && !q.foreign && !q.bare && authorised < 2 {
 			authorised++
 			again, aerr := c.authorise(ctx, q, resp)
 			if aerr != nil {
@@ -95,7 +96,7 @@ func (c *Client) send(ctx context.Context, q call) (*http.Response, error) {
 
 // follow makes one attempt, along redirects.
 func (c *Client) follow(ctx context.Context, q call) (*http.Response, error) {
-	u, authorised := q.url, !q.foreign
+	u, authorised := q.url, !q.foreign && !q.bare
 	for range maxRedirects + 1 {
 		resp, err := c.roundTrip(ctx, q, u, authorised)
 		if err != nil {
