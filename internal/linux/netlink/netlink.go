@@ -1,0 +1,235 @@
+// Package netlink makes bridges, and puts containers on them.
+//
+// # Model
+//
+// A bridge is a link of the host. An endpoint is a veth pair: one end on the
+// bridge, the other made directly in the container's network namespace.
+//
+// # Guarantees
+//
+// A pair is made in place by one message, because moving a link into a namespace
+// costs 10 ms or more. Nothing is deleted on the way of a stop: a namespace takes
+// its links with it.
+//
+// # Concurrency
+//
+// Every function may be called from many goroutines.
+//
+// # Not here
+//
+// Packet filters (nft), addresses' bookkeeping (network).
+package netlink
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/onggi/onggi/internal/linux"
+)
+
+// A Bridge is what a network's device should be.
+type Bridge struct {
+	Name     string
+	Gateways []netip.Prefix // addresses of the host on it
+	MTU      int
+}
+
+// EnsureBridge makes the bridge, or brings it to the state asked for.
+func EnsureBridge(b Bridge) (index int, err error) {
+	link, err := netlink.LinkByName(b.Name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = b.Name, b.MTU
+		if err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err == nil || errors.Is(err, os.ErrExist) {
+			link, err = netlink.LinkByName(b.Name)
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
+	}
+	if link.Type() != "bridge" {
+		return 0, fmt.Errorf("the link %s is there already, and is a %s", b.Name, link.Type())
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return 0, fmt.Errorf("bridge %s: list addresses: %w", b.Name, err)
+	}
+	for _, g := range b.Gateways {
+		addr := &netlink.Addr{IPNet: ipNet(g)}
+		if g.Addr().Is6() {
+			addr.Flags = syscall.IFA_F_NODAD
+		}
+		if !contains(have, addr) {
+			if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, os.ErrExist) {
+				return 0, fmt.Errorf("bridge %s: address %s: %w", b.Name, g, err)
+			}
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
+	}
+	return link.Attrs().Index, nil
+}
+
+func contains(have []netlink.Addr, a *netlink.Addr) bool {
+	for _, h := range have {
+		if h.IPNet.String() == a.IPNet.String() {
+			return true
+		}
+	}
+	return false
+}
+
+// RemoveLink deletes a link; none is no error.
+func RemoveLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !errors.Is(err, syscall.ENODEV) {
+		return fmt.Errorf("remove link %s: %w", name, err)
+	}
+	return nil
+}
+
+// Links lists the names of links with a prefix.
+func Links(prefix string) ([]string, error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, l := range all {
+		if n := l.Attrs().Name; len(n) >= len(prefix) && n[:len(prefix)] == prefix {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// An Endpoint is one interface of a container.
+type Endpoint struct {
+	HostName string // of the end on the bridge
+	Bridge   int    // index
+	Name     string // in the container: "eth0"
+	MAC      net.HardwareAddr
+	Addrs    []netip.Prefix
+	Gateways []netip.Addr // of default routes; none = none
+	MTU      int
+	NoIPv6   bool
+}
+
+// Attach makes the endpoint in the namespace. first also brings the loopback
+// interface up.
+func Attach(ns *os.File, e Endpoint, first bool) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = e.HostName, e.Bridge, net.FlagUp, e.MTU
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC, PeerMTU: uint32(max(e.MTU, 0)), PeerNamespace: netlink.NsFd(linux.RawFD(ns))}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("make the interface %s: %w", e.Name, err)
+	}
+	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("enter the network namespace: %w", err)
+	}
+	defer h.Close()
+	if e.NoIPv6 {
+		// Nothing but what the network gives: no link-local address either.
+		linux.InNetNS(ns, func() error { return linux.SetNetSysctl("ipv6/conf/"+e.Name+"/disable_ipv6", "1") })
+	}
+	if first {
+		if err := loopbackUp(h); err != nil {
+			return err
+		}
+	}
+	link, err := h.LinkByName(e.Name)
+	if err != nil {
+		return fmt.Errorf("find the interface %s: %w", e.Name, err)
+	}
+	for _, a := range e.Addrs {
+		addr := &netlink.Addr{IPNet: ipNet(a)}
+		if a.Addr().Is6() {
+			addr.Flags = syscall.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("address %s of the interface %s: %w", a, e.Name, err)
+		}
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring the interface %s up: %w", e.Name, err)
+	}
+	for _, g := range e.Gateways {
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: g.AsSlice()}); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("default route by %s: %w", g, err)
+		}
+	}
+	return nil
+}
+
+func loopbackUp(h *netlink.Handle) error {
+	lo, err := h.LinkByName("lo")
+	if err == nil {
+		err = h.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("bring the loopback interface up: %w", err)
+	}
+	return nil
+}
+
+// LoopbackUp brings lo up in a namespace that gets no other interface.
+func LoopbackUp(ns *os.File) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("enter the network namespace: %w", err)
+	}
+	defer h.Close()
+	return loopbackUp(h)
+}
+
+// Taken lists the prefixes that the host's addresses and routes use.
+func Taken() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	add := func(n *net.IPNet) {
+		if n == nil {
+			return
+		}
+		if a, ok := netip.AddrFromSlice(n.IP); ok {
+			ones, _ := n.Mask.Size()
+			if ones > 0 {
+				out = append(out, netip.PrefixFrom(a.Unmap(), ones).Masked())
+			}
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		add(r.Dst)
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		add(a.IPNet)
+	}
+	return out, nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

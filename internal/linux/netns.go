@@ -1,0 +1,50 @@
+package linux
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// NewNetNS makes a network namespace. It lives as long as the descriptor, or a
+// process in it; nothing is mounted.
+func NewNetNS() (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends, the namespace stays
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, os.NewSyscallError("unshare", err)}
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		done <- result{f, err}
+	}()
+	r := <-done
+	return r.f, r.err
+}
+
+// InNetNS calls f on a thread in the network namespace.
+func InNetNS(ns *os.File, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET); err != nil {
+			done <- os.NewSyscallError("setns", err)
+			return
+		}
+		done <- f()
+	}()
+	err := <-done
+	runtime.KeepAlive(ns)
+	return err
+}
+
+// SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
+func SetNetSysctl(path, value string) error {
+	return os.WriteFile("/proc/sys/net/"+path, []byte(value), 0)
+}

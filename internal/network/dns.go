@@ -1,0 +1,188 @@
+package network
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// maxInFlight bounds the questions of one network that are being forwarded.
+const maxInFlight = 1000
+
+// A nameServer answers on the gateway address of one network.
+type nameServer struct {
+	lookup   func(name string) []netip.Addr // addresses of containers
+	reverse  func(netip.Addr) string
+	upstream func() []string // servers to ask for everything else; none = refuse
+	log      *slog.Logger
+	inFlight chan struct{}
+
+	mu      sync.Mutex
+	servers []*dns.Server // guarded by mu
+}
+
+// start listens on the addresses, port 53. It returns those it could bind.
+func (n *nameServer) start(addrs []netip.Addr) (bound []netip.Addr) {
+	n.inFlight = make(chan struct{}, maxInFlight)
+	for _, a := range addrs {
+		at := netip.AddrPortFrom(a, 53).String()
+		pc, err := net.ListenPacket("udp", at)
+		if err != nil {
+			n.log.Warn("no name server on this network: its port is taken", "address", at, "error", err)
+			continue
+		}
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			pc.Close()
+			n.log.Warn("no name server on this network: its port is taken", "address", at, "error", err)
+			continue
+		}
+		for _, s := range []*dns.Server{{PacketConn: pc, Handler: n}, {Listener: l, Handler: n, ReadTimeout: 10 * time.Second}} {
+			n.mu.Lock()
+			n.servers = append(n.servers, s)
+			n.mu.Unlock()
+			go s.ActivateAndServe()
+		}
+		bound = append(bound, a)
+	}
+	return bound
+}
+
+func (n *nameServer) stop() {
+	n.mu.Lock()
+	servers := n.servers
+	n.servers = nil
+	n.mu.Unlock()
+	for _, s := range servers {
+		// A server that has not begun to serve yet has only its socket.
+		if s.PacketConn != nil {
+			s.PacketConn.Close()
+		}
+		if s.Listener != nil {
+			s.Listener.Close()
+		}
+	}
+}
+
+// ServeDNS answers one question.
+func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	defer w.Close()
+	if len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
+		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeNotImplemented))
+		return
+	}
+	if m := n.local(q); m != nil {
+		w.WriteMsg(m)
+		return
+	}
+	select {
+	case n.inFlight <- struct{}{}:
+		defer func() { <-n.inFlight }()
+	default:
+		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
+		return
+	}
+	w.WriteMsg(n.forward(q, w.LocalAddr().Network()))
+}
+
+// local answers for containers; nil: it is not about one.
+func (n *nameServer) local(q *dns.Msg) *dns.Msg {
+	question := q.Question[0]
+	name := strings.TrimSuffix(strings.ToLower(question.Name), ".")
+	m := new(dns.Msg).SetReply(q)
+	m.RecursionAvailable = true
+	head := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: 600}
+	switch question.Qtype {
+	case dns.TypeA, dns.TypeAAAA:
+		addrs := n.lookup(name)
+		if len(addrs) == 0 {
+			return nil
+		}
+		for _, a := range addrs {
+			switch {
+			case a.Is4() && question.Qtype == dns.TypeA:
+				m.Answer = append(m.Answer, &dns.A{Hdr: head, A: a.AsSlice()})
+			case a.Is6() && question.Qtype == dns.TypeAAAA:
+				m.Answer = append(m.Answer, &dns.AAAA{Hdr: head, AAAA: a.AsSlice()})
+			}
+		}
+		return m
+	case dns.TypePTR:
+		a, ok := reverseAddr(name)
+		if !ok {
+			return nil
+		}
+		host := n.reverse(a)
+		if host == "" {
+			return nil
+		}
+		m.Answer = append(m.Answer, &dns.PTR{Hdr: head, Ptr: dns.Fqdn(host)})
+		return m
+	}
+	if len(n.lookup(name)) > 0 {
+		return m // the name is there, of another type
+	}
+	return nil
+}
+
+// reverseAddr reads 4.3.2.1.in-addr.arpa and its long counterpart.
+func reverseAddr(name string) (netip.Addr, bool) {
+	if s, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
+		p := strings.Split(s, ".")
+		if len(p) != 4 {
+			return netip.Addr{}, false
+		}
+		a, err := netip.ParseAddr(p[3] + "." + p[2] + "." + p[1] + "." + p[0])
+		return a, err == nil
+	}
+	s, ok := strings.CutSuffix(name, ".ip6.arpa")
+	p := strings.Split(s, ".")
+	if !ok || len(p) != 32 {
+		return netip.Addr{}, false
+	}
+	var b strings.Builder
+	for i := 31; i >= 0; i-- {
+		b.WriteString(p[i])
+		if i%4 == 0 && i > 0 {
+			b.WriteByte(':')
+		}
+	}
+	a, err := netip.ParseAddr(b.String())
+	return a, err == nil
+}
+
+// forward asks the servers one after the other.
+func (n *nameServer) forward(q *dns.Msg, network string) *dns.Msg {
+	servers := n.upstream()
+	if len(servers) == 0 {
+		return new(dns.Msg).SetRcode(q, dns.RcodeRefused)
+	}
+	id := q.Id
+	ask := q.Copy()
+	ask.Id = dns.Id()
+	for _, s := range servers {
+		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+		c := &dns.Client{Net: network, Timeout: 4 * time.Second}
+		if network == "udp" {
+			c.UDPSize = 4096
+		}
+		m, _, err := c.ExchangeContext(ctx, ask, net.JoinHostPort(s, "53"))
+		if err == nil && m.Truncated && network == "udp" && q.IsEdns0() == nil {
+			cancel()
+			m.Id = id
+			return m // the client comes again over TCP
+		}
+		cancel()
+		if err == nil && m.Rcode != dns.RcodeServerFailure && m.Rcode != dns.RcodeRefused || err == nil && s == servers[len(servers)-1] {
+			m.Id = id
+			return m
+		}
+	}
+	return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+}

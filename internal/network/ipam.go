@@ -1,0 +1,129 @@
+package network
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/onggi/onggi/internal/errdefs"
+)
+
+// AddressPool is a range that networks get their subnets from.
+type AddressPool struct {
+	Base netip.Prefix
+	Size int // bits of each subnet
+}
+
+// defaultPools hold 4,096 networks: a /24 is room enough for a bridge, and the
+// /16 that others hand out are used up after thirty networks.
+var defaultPools = []AddressPool{
+	{netip.MustParsePrefix("172.17.0.0/16"), 24}, {netip.MustParsePrefix("172.18.0.0/15"), 24}, {netip.MustParsePrefix("172.20.0.0/14"), 24},
+	{netip.MustParsePrefix("172.24.0.0/13"), 24}, {netip.MustParsePrefix("10.192.0.0/11"), 24},
+}
+
+// nextSubnet is the first subnet of the pools that overlaps nothing taken.
+func nextSubnet(pools []AddressPool, taken []netip.Prefix) (netip.Prefix, error) {
+	for _, p := range pools {
+		n := 1 << min(p.Size-p.Base.Bits(), 16)
+		for i := range n {
+			s := subnetAt(p.Base, p.Size, i)
+			if !slices.ContainsFunc(taken, s.Overlaps) {
+				return s, nil
+			}
+		}
+	}
+	return netip.Prefix{}, errdefs.WithHint(errdefs.Newf(errdefs.Exhausted, "find", "a subnet", "all %d address pools are used up", len(pools)),
+		"onggi network prune, or --subnet with a range of your own")
+}
+
+// subnetAt is the i-th subnet of base with that many bits.
+func subnetAt(base netip.Prefix, bits, i int) netip.Prefix {
+	a := base.Masked().Addr().As16()
+	shift := base.Addr().BitLen() - bits
+	hi, lo := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
+	if shift >= 64 {
+		hi += uint64(i) << (shift - 64)
+	} else {
+		lo += uint64(i) << shift
+		if shift > 0 {
+			hi += uint64(i) >> (64 - shift)
+		}
+	}
+	binary.BigEndian.PutUint64(a[:8], hi)
+	binary.BigEndian.PutUint64(a[8:], lo)
+	addr := netip.AddrFrom16(a)
+	if base.Addr().Is4() {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, bits)
+}
+
+// uniqueLocal is the IPv6 subnet of a network: stable, and different for every
+// network of every engine (RFC 4193).
+func uniqueLocal(engine, network string) netip.Prefix {
+	sum := sha256.Sum256([]byte(engine + "\x00" + network))
+	var a [16]byte
+	a[0] = 0xfd
+	copy(a[1:8], sum[:7])
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+}
+
+// nextAddr is the first address of the range that is free: not the network's
+// own, not the broadcast address, not used.
+func nextAddr(subnet, within netip.Prefix, used map[netip.Addr]bool) (netip.Addr, error) {
+	if !within.IsValid() {
+		within = subnet
+	}
+	last := broadcast(subnet)
+	a := within.Masked().Addr()
+	for n := 0; within.Contains(a) && n < 1<<20; n, a = n+1, a.Next() {
+		if a == subnet.Masked().Addr() || a == last || used[a] {
+			continue
+		}
+		return a, nil
+	}
+	return netip.Addr{}, errdefs.Newf(errdefs.Exhausted, "find", "an address", "all addresses of %s are in use", within)
+}
+
+// broadcast is the last address of an IPv4 subnet; none for IPv6.
+func broadcast(p netip.Prefix) netip.Addr {
+	if !p.Addr().Is4() || p.Bits() >= 31 {
+		return netip.Addr{}
+	}
+	a := p.Masked().Addr().As4()
+	n := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
+	binary.BigEndian.PutUint32(a[:], n)
+	return netip.AddrFrom4(a)
+}
+
+// macFor derives a local address from the network address, so that it does not
+// change when a container is restarted with the same one.
+func macFor(a netip.Addr, id string) [6]byte {
+	sum := sha256.Sum256([]byte(id))
+	mac := [6]byte{0x02 | sum[0]&0xfc, sum[1]}
+	if a.Is4() {
+		b := a.As4()
+		copy(mac[2:], b[:])
+	} else {
+		copy(mac[2:], sum[2:6])
+	}
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+func checkPool(p Pool) error {
+	switch {
+	case p.Gateway.IsValid() && !p.Subnet.Contains(p.Gateway):
+		return fmt.Errorf("the gateway %s is not in the subnet %s", p.Gateway, p.Subnet)
+	case p.IPRange.IsValid() && (!p.Subnet.Contains(p.IPRange.Addr()) || p.IPRange.Bits() < p.Subnet.Bits()):
+		return fmt.Errorf("the range %s is not in the subnet %s", p.IPRange, p.Subnet)
+	}
+	for name, a := range p.AuxAddresses {
+		if !p.Subnet.Contains(a) {
+			return fmt.Errorf("the auxiliary address %s=%s is not in the subnet %s", name, a, p.Subnet)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,680 @@
+// Package network connects containers: networks, their addresses and names, and
+// published ports.
+//
+// # Model
+//
+// A network is a bridge with one subnet per family, "host" or "none". A sandbox
+// is a container's network namespace with an endpoint on each of its networks.
+// Names and aliases of endpoints are answered by a DNS server on the gateway of
+// each bridge.
+//
+// # On disk
+//
+// Records in the buckets "networks" and "sandboxes" of the database. Everything
+// in the kernel can be made anew from them.
+//
+// # Guarantees
+//
+// Networks do not reach each other, nor does anybody outside reach a port that
+// is not published. A host port belongs to one container; it is also held with a
+// bound socket, so that no other program takes it meanwhile. Release deletes
+// nothing in the kernel that would have to be waited for.
+//
+// # Concurrency
+//
+// Every method may be called from many goroutines. mu guards the bookkeeping and
+// is not held while links are made.
+//
+// # Not here
+//
+// Netlink and nftables themselves (internal/linux/netlink, internal/linux/nft).
+package network
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux/netlink"
+	"github.com/onggi/onggi/internal/linux/nft"
+	"github.com/onggi/onggi/internal/metadb"
+)
+
+const (
+	networksBucket  = "networks"
+	sandboxesBucket = "sandboxes"
+)
+
+// Options of a Service.
+type Options struct {
+	DB                         *metadb.DB
+	ExecRoot                   string // tells this engine's table from another's
+	BridgeName                 string // of the default network; "" = onggi0
+	BIP, FixedCIDR, FixedCIDR6 string
+	MTU                        int
+	IPv6, NoICC                bool
+	DNS, DNSSearch, DNSOptions []string
+	PublishIP                  string // default address of published ports
+	Logger                     *slog.Logger
+	Pools                      []AddressPool
+	ResolvConf                 string // of the host; "" = /etc/resolv.conf
+}
+
+// Pool is a subnet of a network.
+type Pool struct {
+	Subnet       netip.Prefix          `json:"subnet"`
+	IPRange      netip.Prefix          `json:"range,omitzero"`
+	Gateway      netip.Addr            `json:"gateway,omitzero"`
+	AuxAddresses map[string]netip.Addr `json:"aux,omitempty"`
+}
+
+// CreateRequest asks for a network.
+type CreateRequest struct {
+	Name, Driver                 string
+	EnableIPv4, EnableIPv6       *bool
+	Internal, Attachable         bool
+	Options, Labels, IPAMOptions map[string]string
+	IPAM                         []Pool
+}
+
+// Network describes a network.
+type Network struct {
+	Name                                         string    `json:"name"`
+	ID                                           string    `json:"id"`
+	Driver                                       string    `json:"driver"`
+	Created                                      time.Time `json:"created"`
+	EnableIPv4, EnableIPv6, Internal, Attachable bool
+	Options                                      map[string]string `json:"options,omitempty"`
+	Labels                                       map[string]string `json:"labels,omitempty"`
+	IPAMOptions                                  map[string]string `json:"ipam,omitempty"`
+	IPAM                                         []Pool            `json:"pools,omitempty"`
+}
+
+// bridgeOption names the bridge's device.
+const bridgeOption = "com.docker.network.bridge.name"
+
+func (n *Network) bridge() string {
+	if b := n.Options[bridgeOption]; b != "" {
+		return b
+	}
+	return "ong-" + n.ID[:11]
+}
+
+func (n *Network) mtu(otherwise int) int {
+	for _, k := range []string{"com.docker.network.driver.mtu", "mtu"} {
+		if v, err := strconv.Atoi(n.Options[k]); err == nil && v > 0 {
+			return v
+		}
+	}
+	return otherwise
+}
+
+// live is a network with what it has in the kernel.
+type live struct {
+	Network
+	index int // of the bridge
+	dns   *nameServer
+	bound []netip.Addr // where the name server listens
+}
+
+// Service is the networks of one engine.
+type Service struct {
+	o     Options
+	log   *slog.Logger
+	table *nft.Table
+
+	mu        sync.Mutex
+	nets      map[string]*live       // by id; guarded by mu
+	sandboxes map[string]*sandbox    // by container id; guarded by mu
+	held      map[hostPort]io.Closer // guarded by mu
+	rules     sync.Mutex             // held while the table is made anew
+}
+
+// Open reads the records and makes the default network.
+func Open(ctx context.Context, o Options) (*Service, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.BridgeName == "" {
+		o.BridgeName = "onggi0"
+	}
+	if o.ResolvConf == "" {
+		o.ResolvConf = "/etc/resolv.conf"
+	}
+	if len(o.Pools) == 0 {
+		o.Pools = defaultPools
+	}
+	s := &Service{o: o, log: o.Logger, table: nft.New(tableName(o.ExecRoot)), nets: map[string]*live{}, sandboxes: map[string]*sandbox{}, held: map[hostPort]io.Closer{}}
+	if err := s.load(); err != nil {
+		return nil, errdefs.New(errdefs.Internal, "open", "networks", err)
+	}
+	if err := s.defaults(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// tableName keeps engines that run side by side out of each other's rules.
+func tableName(execRoot string) string {
+	if execRoot == "" || execRoot == "/run/onggi" {
+		return "onggi"
+	}
+	sum := sha256.Sum256([]byte(execRoot))
+	return "onggi-" + hex.EncodeToString(sum[:4])
+}
+
+func (s *Service) load() error {
+	return s.o.DB.View(func(tx *metadb.Tx) error {
+		err := tx.Each(networksBucket, func(id string, raw json.RawMessage) error {
+			n := &live{}
+			if err := json.Unmarshal(raw, &n.Network); err != nil {
+				return fmt.Errorf("record of network %s: %w", id, err)
+			}
+			s.nets[id] = n
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Each(sandboxesBucket, func(id string, raw json.RawMessage) error {
+			b := &sandbox{}
+			if err := json.Unmarshal(raw, b); err != nil {
+				return fmt.Errorf("record of the network of container %s: %w", id, err)
+			}
+			s.sandboxes[id] = b
+			return nil
+		})
+	})
+}
+
+// defaults makes bridge, host and none, and brings every bridge up.
+func (s *Service) defaults(ctx context.Context) error {
+	for _, name := range []string{"host", "none"} {
+		if s.byName(name) == nil {
+			if err := s.put(&live{Network: Network{Name: name, ID: newID(), Driver: map[string]string{"host": "host", "none": "null"}[name], Created: time.Now().UTC(), EnableIPv4: true}}); err != nil {
+				return err
+			}
+		}
+	}
+	if n := s.byName("bridge"); n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName {
+		if n != nil {
+			s.forget(n)
+		}
+		if err := s.makeDefault(ctx); err != nil {
+			return err
+		}
+	}
+	for _, n := range s.list() {
+		if n.Driver != "bridge" || n.index != 0 {
+			continue
+		}
+		if err := s.up(n); err != nil {
+			s.log.Error("network is not usable", "network", n.Name, "error", err)
+		}
+	}
+	return s.syncRules()
+}
+
+func bipMatches(n *live, bip string) bool {
+	p, err := netip.ParsePrefix(bip)
+	return err == nil && len(n.IPAM) > 0 && n.IPAM[0].Subnet == p.Masked() && n.IPAM[0].Gateway == p.Addr()
+}
+
+func (s *Service) makeDefault(ctx context.Context) error {
+	r := CreateRequest{Name: "bridge", Driver: "bridge", Options: map[string]string{bridgeOption: s.o.BridgeName, "com.docker.network.bridge.default_bridge": "true"}}
+	if s.o.NoICC {
+		r.Options["com.docker.network.bridge.enable_icc"] = "false"
+	}
+	r.EnableIPv6 = &s.o.IPv6
+	if s.o.BIP != "" {
+		p, err := netip.ParsePrefix(s.o.BIP)
+		if err != nil {
+			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--bip %q is not an address with a prefix length, such as 172.30.0.1/24", s.o.BIP)
+		}
+		pool := Pool{Subnet: p.Masked(), Gateway: p.Addr()}
+		if s.o.FixedCIDR != "" {
+			if pool.IPRange, err = netip.ParsePrefix(s.o.FixedCIDR); err != nil {
+				return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr %q: %v", s.o.FixedCIDR, err)
+			}
+		}
+		r.IPAM = []Pool{pool}
+	}
+	_, err := s.create(ctx, r, true)
+	return err
+}
+
+func newID() string {
+	var id [32]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
+func (s *Service) list() []*live {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := slices.Collect(maps.Values(s.nets))
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+func (s *Service) byName(name string) *live {
+	for _, n := range s.list() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (s *Service) put(n *live) error {
+	if err := s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Put(networksBucket, n.ID, n.Network) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.nets[n.ID] = n
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Service) forget(n *live) {
+	s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(networksBucket, n.ID) })
+	s.mu.Lock()
+	delete(s.nets, n.ID)
+	s.mu.Unlock()
+	if n.dns != nil {
+		n.dns.stop()
+	}
+}
+
+// up makes the bridge and its name server.
+func (s *Service) up(n *live) error {
+	var gateways []netip.Prefix
+	var addrs []netip.Addr
+	for _, p := range n.IPAM {
+		gateways = append(gateways, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
+		addrs = append(addrs, p.Gateway)
+	}
+	index, err := netlink.EnsureBridge(netlink.Bridge{Name: n.bridge(), Gateways: gateways, MTU: n.mtu(s.o.MTU)})
+	if err != nil {
+		return err
+	}
+	forwarding(n)
+	ns := &nameServer{log: s.log.With("network", n.Name)}
+	id, internal := n.ID, n.Internal
+	ns.lookup = func(name string) []netip.Addr { return s.lookup(id, name) }
+	ns.reverse = func(a netip.Addr) string { return s.reverse(id, a) }
+	ns.upstream = func() []string {
+		if internal {
+			return nil
+		}
+		if len(s.o.DNS) > 0 {
+			return s.o.DNS
+		}
+		return readHostResolver(s.o.ResolvConf).servers
+	}
+	bound := ns.start(addrs)
+	s.mu.Lock()
+	n.index, n.dns, n.bound = index, ns, bound
+	s.mu.Unlock()
+	return nil
+}
+
+// forwarding lets the host route for this bridge, and its own loopback
+// connections reach published ports on it.
+func forwarding(n *live) {
+	set := func(path, v string) { os.WriteFile("/proc/sys/net/"+path, []byte(v), 0) }
+	if !n.Internal {
+		if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(data)) == "0" {
+			set("ipv4/ip_forward", "1")
+		}
+		if n.EnableIPv6 {
+			set("ipv6/conf/all/forwarding", "1")
+		}
+	}
+	set("ipv4/conf/"+n.bridge()+"/route_localnet", "1")
+	set("ipv6/conf/"+n.bridge()+"/accept_ra", "0")
+	if !n.EnableIPv6 {
+		set("ipv6/conf/"+n.bridge()+"/disable_ipv6", "1")
+	}
+}
+
+// syncRules makes the table from all networks.
+func (s *Service) syncRules() error {
+	s.rules.Lock()
+	defer s.rules.Unlock()
+	var nets []nft.Network
+	for _, n := range s.list() {
+		if n.Driver != "bridge" {
+			continue
+		}
+		x := nft.Network{Bridge: n.bridge(), Internal: n.Internal, NoICC: n.Options["com.docker.network.bridge.enable_icc"] == "false",
+			NoNAT: n.Options["com.docker.network.bridge.gateway_mode_ipv4"] == "routed" || n.Options["com.docker.network.bridge.enable_ip_masquerade"] == "false"}
+		for _, p := range n.IPAM {
+			x.Subnets = append(x.Subnets, p.Subnet)
+		}
+		nets = append(nets, x)
+	}
+	return s.table.Sync(nets)
+}
+
+func object(name string) string { return fmt.Sprintf("network %q", name) }
+
+// Create makes a network.
+func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) {
+	if r.Name == "" || !plainName(r.Name) || strings.Contains(r.Name, "/") {
+		return Network{}, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the name is empty, or has a space or slash")
+	}
+	if slices.Contains([]string{"bridge", "host", "none", "default"}, r.Name) {
+		return Network{}, errdefs.Newf(errdefs.Forbidden, "create", object(r.Name), "operation is not permitted on predefined %s network", r.Name)
+	}
+	switch r.Driver {
+	case "", "default":
+		r.Driver = "bridge"
+	case "bridge":
+	case "macvlan", "ipvlan":
+		return Network{}, errdefs.Newf(errdefs.Unsupported, "create", object(r.Name), "the driver %s is not supported yet", r.Driver)
+	default:
+		return Network{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "there is no network driver %q", r.Driver)
+	}
+	n, err := s.create(ctx, r, false)
+	if err != nil {
+		return Network{}, err
+	}
+	if err := s.syncRules(); err != nil {
+		s.forget(n)
+		netlink.RemoveLink(n.bridge())
+		return Network{}, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
+	}
+	return n.Network, nil
+}
+
+func (s *Service) create(ctx context.Context, r CreateRequest, builtin bool) (*live, error) {
+	if n := s.byName(r.Name); n != nil {
+		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "network with name %s already exists", r.Name)
+	}
+	n := &live{Network: Network{Name: r.Name, ID: newID(), Driver: r.Driver, Created: time.Now().UTC(), EnableIPv4: true, Internal: r.Internal, Attachable: r.Attachable,
+		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels), IPAMOptions: maps.Clone(r.IPAMOptions)}}
+	if r.EnableIPv4 != nil {
+		n.EnableIPv4 = *r.EnableIPv4
+	}
+	if r.EnableIPv6 != nil {
+		n.EnableIPv6 = *r.EnableIPv6
+	}
+	for _, p := range r.IPAM {
+		if p.Subnet.IsValid() && p.Subnet.Addr().Is6() {
+			n.EnableIPv6 = true
+		}
+	}
+	if len(n.bridge()) > 15 {
+		return nil, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the device name %q is longer than 15 bytes", n.bridge())
+	}
+	pools, err := s.pools(n, r.IPAM, builtin)
+	if err != nil {
+		return nil, err
+	}
+	n.IPAM = pools
+	if err := s.put(n); err != nil {
+		return nil, errdefs.New(errdefs.KindOf(err), "create", object(r.Name), err)
+	}
+	if err := s.up(n); err != nil {
+		s.forget(n)
+		netlink.RemoveLink(n.bridge())
+		return nil, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
+	}
+	return n, nil
+}
+
+// pools completes what was asked for to one pool per family.
+func (s *Service) pools(n *live, asked []Pool, builtin bool) ([]Pool, error) {
+	var ours []netip.Prefix
+	for _, x := range s.list() {
+		for _, p := range x.IPAM {
+			ours = append(ours, p.Subnet)
+		}
+	}
+	taken := ours
+	if host, err := netlink.Taken(); err == nil {
+		taken = append(taken, host...)
+	}
+	var out []Pool
+	have4, have6 := false, false
+	for _, p := range asked {
+		if !p.Subnet.IsValid() {
+			if p.Gateway.IsValid() || p.IPRange.IsValid() {
+				return nil, errdefs.Newf(errdefs.Invalid, "create", object(n.Name), "a gateway or range needs a subnet")
+			}
+			continue
+		}
+		p.Subnet = p.Subnet.Masked()
+		if err := checkPool(p); err != nil {
+			return nil, errdefs.New(errdefs.Invalid, "create", object(n.Name), err)
+		}
+		if i := slices.IndexFunc(ours, p.Subnet.Overlaps); i >= 0 {
+			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "create", object(n.Name), "the subnet %s overlaps %s of another network (Pool overlaps with other one on this address space)", p.Subnet, ours[i]), "onggi network ls")
+		}
+		have4, have6 = have4 || p.Subnet.Addr().Is4(), have6 || p.Subnet.Addr().Is6()
+		out = append(out, p)
+	}
+	if n.EnableIPv4 && !have4 {
+		subnet, err := nextSubnet(s.o.Pools, taken)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Pool{Subnet: subnet})
+	}
+	if n.EnableIPv6 && !have6 {
+		out = append(out, Pool{Subnet: uniqueLocal(s.o.ExecRoot, n.ID)})
+	}
+	for i, p := range out {
+		if !p.Gateway.IsValid() {
+			gw, err := nextAddr(p.Subnet, p.Subnet, nil)
+			if err != nil {
+				return nil, err
+			}
+			out[i].Gateway = gw
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].Subnet.Addr().Is4() && !out[j].Subnet.Addr().Is4() })
+	return out, nil
+}
+
+// find returns a network by id, name, or the beginning of an id.
+func (s *Service) find(nameOrID string) (*live, error) {
+	if nameOrID == "default" || nameOrID == "" {
+		nameOrID = "bridge"
+	}
+	var prefix []*live
+	for _, n := range s.list() {
+		if n.ID == nameOrID || n.Name == nameOrID {
+			return n, nil
+		}
+		if strings.HasPrefix(n.ID, nameOrID) {
+			prefix = append(prefix, n)
+		}
+	}
+	switch len(prefix) {
+	case 1:
+		return prefix[0], nil
+	case 0:
+		return nil, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "", "", "network %s not found", nameOrID), "onggi network ls")
+	}
+	return nil, errdefs.Newf(errdefs.Invalid, "", "", "network %s is ambiguous (%d matches found on ID prefix)", nameOrID, len(prefix))
+}
+
+// Get describes a network.
+func (s *Service) Get(nameOrID string) (Network, error) {
+	n, err := s.find(nameOrID)
+	if err != nil {
+		return Network{}, err
+	}
+	return n.Network, nil
+}
+
+// List describes the networks that match filters: driver, id, name, label,
+// scope, type, dangling.
+func (s *Service) List(filters map[string][]string) ([]Network, error) {
+	for k := range filters {
+		if !slices.Contains([]string{"driver", "id", "name", "label", "scope", "type", "dangling"}, k) {
+			return nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter '%s'", k)
+		}
+	}
+	var out []Network
+	for _, n := range s.list() {
+		if s.matches(n, filters) {
+			out = append(out, n.Network)
+		}
+	}
+	return out, nil
+}
+
+func (s *Service) matches(n *live, f map[string][]string) bool {
+	any := func(key string, ok func(string) bool) bool {
+		return len(f[key]) == 0 || slices.ContainsFunc(f[key], ok)
+	}
+	builtin := slices.Contains([]string{"bridge", "host", "none"}, n.Name)
+	return any("driver", func(v string) bool { return n.Driver == v }) &&
+		any("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
+		any("name", func(v string) bool { return strings.Contains(n.Name, v) }) &&
+		any("scope", func(v string) bool { return v == "local" }) &&
+		any("type", func(v string) bool { return (v == "builtin") == builtin }) &&
+		any("dangling", func(v string) bool { return (v == "true" || v == "1") == (!builtin && len(s.users(n.ID)) == 0) }) &&
+		hasLabels(n.Labels, f["label"])
+}
+
+func hasLabels(have map[string]string, want []string) bool {
+	for _, l := range want {
+		k, val, exact := strings.Cut(l, "=")
+		got, ok := have[k]
+		if !ok || exact && got != val {
+			return false
+		}
+	}
+	return true
+}
+
+// users are the containers on a network.
+func (s *Service) users(id string) (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.sandboxes {
+		for _, e := range b.Endpoints {
+			if e.NetworkID == id {
+				names = append(names, b.Name)
+			}
+		}
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Remove removes a network that no container is on.
+func (s *Service) Remove(ctx context.Context, nameOrID string) error {
+	n, err := s.find(nameOrID)
+	if err != nil {
+		return err
+	}
+	if slices.Contains([]string{"bridge", "host", "none"}, n.Name) {
+		return errdefs.Newf(errdefs.Forbidden, "remove", object(n.Name), "%s is a pre-defined network and cannot be removed", n.Name)
+	}
+	if users := s.users(n.ID); len(users) > 0 {
+		return errdefs.WithHint(errdefs.Newf(errdefs.Forbidden, "remove", object(n.Name), "network %s has active endpoints: %s", n.Name, strings.Join(users, ", ")), "onggi network disconnect, or onggi rm -f the containers")
+	}
+	s.forget(n)
+	if err := s.syncRules(); err != nil {
+		s.log.Error("rules not updated", "error", err)
+	}
+	if err := netlink.RemoveLink(n.bridge()); err != nil {
+		return errdefs.New(errdefs.Internal, "remove", object(n.Name), err)
+	}
+	return nil
+}
+
+// Prune removes the networks that nothing uses.
+func (s *Service) Prune(ctx context.Context, filters map[string][]string) (names []string, err error) {
+	var before time.Time
+	for k, v := range filters {
+		switch k {
+		case "label", "label!":
+		case "until":
+			if before, err = until(v[0]); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter '%s'", k)
+		}
+	}
+	for _, n := range s.list() {
+		if n.Driver != "bridge" || n.Name == "bridge" || len(s.users(n.ID)) > 0 || !hasLabels(n.Labels, filters["label"]) ||
+			len(filters["label!"]) > 0 && hasLabels(n.Labels, filters["label!"]) || !before.IsZero() && n.Created.After(before) {
+			continue
+		}
+		if err := s.Remove(ctx, n.ID); err == nil {
+			names = append(names, n.Name)
+		}
+	}
+	return names, nil
+}
+
+// until reads a duration back, a time, or seconds.
+func until(v string) (time.Time, error) {
+	if d, err := time.ParseDuration(v); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	if t, err := time.Parse(time.RFC3339, v); err == nil {
+		return t, nil
+	}
+	if n, err := strconv.ParseFloat(v, 64); err == nil {
+		return time.Unix(int64(n), 0), nil
+	}
+	return time.Time{}, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter 'until=%s': neither a time nor a duration", v)
+}
+
+// Close stops the name servers and lets host ports go; containers keep their
+// links and rules.
+func (s *Service) Close() error {
+	for _, n := range s.list() {
+		if n.dns != nil {
+			n.dns.stop()
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, c := range s.held {
+		c.Close()
+		delete(s.held, k)
+	}
+	return nil
+}
+
+// Cleanup removes everything from the kernel: bridges and rules.
+func (s *Service) Cleanup(ctx context.Context) error {
+	s.Close()
+	var first error
+	for _, n := range s.list() {
+		if n.Driver != "bridge" {
+			continue
+		}
+		if err := netlink.RemoveLink(n.bridge()); err != nil && first == nil {
+			first = err
+		}
+	}
+	if err := s.table.Remove(); err != nil && first == nil {
+		first = err
+	}
+	return first
+}

@@ -1,0 +1,366 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
+	"github.com/onggi/onggi/internal/linux/netlink"
+	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/testenv"
+)
+
+var ctx = context.Background()
+
+// As root all tests run in a network namespace of their own.
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || os.Getenv("ONGGI_NETNS") == "1" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), "ONGGI_NETNS=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := cmd.Run(); err != nil {
+		os.Exit(1)
+	}
+}
+
+func service(t testing.TB, dir string, o Options) *Service {
+	t.Helper()
+	testenv.NeedRoot(t)
+	db, err := metadb.Open(filepath.Join(dir, "meta"), metadb.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.DB, o.ExecRoot = db, dir
+	if o.BridgeName == "" {
+		o.BridgeName = "ogtest0"
+	}
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Cleanup(ctx); err != nil {
+			t.Error(err)
+		}
+		db.Close()
+	})
+	return s
+}
+
+func netns(t testing.TB) *os.File {
+	t.Helper()
+	ns, err := linux.NewNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+func attach(t testing.TB, s *Service, name string, change func(*SandboxRequest)) (Sandbox, *os.File) {
+	t.Helper()
+	r := SandboxRequest{ContainerID: fmt.Sprintf("%064s", name), Name: name, Hostname: name, NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "bridge"}}}
+	if change != nil {
+		change(&r)
+	}
+	b, err := s.Attach(ctx, r)
+	if err != nil {
+		t.Fatalf("attach %s: %v", name, err)
+	}
+	return b, r.NetNS
+}
+
+// serve answers every TCP connection to port with text, inside a namespace.
+func serve(t testing.TB, ns *os.File, port int, text string) {
+	t.Helper()
+	err := linux.InNetNS(ns, func() error {
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Write([]byte(text))
+				c.Close()
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial returns what is served at an address, from a namespace (nil: ours).
+func dial(ns *os.File, addr string) string {
+	var out string
+	f := func() error {
+		c, err := net.DialTimeout("tcp", addr, 700*time.Millisecond)
+		if err != nil {
+			out = "no"
+			return nil
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Second))
+		buf := make([]byte, 100)
+		n, _ := c.Read(buf)
+		out = string(buf[:n])
+		return nil
+	}
+	if ns == nil {
+		f()
+	} else {
+		linux.InNetNS(ns, f)
+	}
+	return out
+}
+
+func TestPublishedPortsAndIsolation(t *testing.T) {
+	s := service(t, t.TempDir(), Options{BIP: "10.99.1.1/24"})
+	if err := linux.SetNetSysctl("ipv4/ip_forward", "1"); err != nil {
+		t.Fatal(err)
+	}
+	// lo of the test's own namespace
+	host, _ := os.Open("/proc/self/ns/net")
+	defer host.Close()
+	if err := netlink.LoopbackUp(host); err != nil {
+		t.Fatal(err)
+	}
+	web, ns := attach(t, s, "web", func(r *SandboxRequest) {
+		r.Ports = []PortRequest{{Port: 80, Proto: "tcp", HostPort: 8080}, {Port: 80, Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1")}}
+	})
+	serve(t, ns, 80, "web")
+	serve(t, ns, 81, "hidden")
+	ip := web.Endpoints[0].IPv4.Addr().String()
+	if got := dial(nil, ip+":80"); got != "web" {
+		t.Errorf("from the host to the container: %q", got)
+	}
+	if got := dial(nil, "10.99.1.1:8080"); got != "web" {
+		t.Errorf("to the published port: %q", got)
+	}
+	local := web.Ports[1]
+	if got := dial(nil, fmt.Sprintf("127.0.0.1:%d", local.HostPort)); got != "web" {
+		t.Errorf("to the port published on loopback: %q", got)
+	}
+
+	if _, err := s.Create(ctx, CreateRequest{Name: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	_, peer := attach(t, s, "peer", nil)
+	_, stranger := attach(t, s, "stranger", func(r *SandboxRequest) { r.Endpoints[0].Network = "other" })
+	for _, c := range []struct {
+		from       *os.File
+		addr, want string
+	}{
+		{peer, ip + ":81", "hidden"}, {peer, "10.99.1.1:8080", "web"}, // hairpin
+		{stranger, ip + ":80", "no"}, {stranger, ip + ":81", "no"}, {stranger, "10.99.1.1:8080", "web"},
+	} {
+		if got := dial(c.from, c.addr); got != c.want {
+			t.Errorf("to %s: %q, want %q", c.addr, got, c.want)
+		}
+	}
+
+	_, err := s.Attach(ctx, SandboxRequest{ContainerID: "second", Name: "second", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "bridge"}}, Ports: []PortRequest{{Port: 1, Proto: "tcp", HostPort: 8080}}})
+	if !errdefs.Is(err, errdefs.Conflict) || !strings.Contains(err.Error(), `"web"`) {
+		t.Errorf("a port in use: %v", err)
+	}
+	if err := s.Release(ctx, fmt.Sprintf("%064s", "web")); err != nil {
+		t.Fatal(err)
+	}
+	if got := dial(nil, "10.99.1.1:8080"); got != "no" {
+		t.Errorf("after the release: %q", got)
+	}
+	attach(t, s, "third", func(r *SandboxRequest) { r.Ports = []PortRequest{{Port: 1, Proto: "tcp", HostPort: 8080}} })
+}
+
+func ask(t *testing.T, ns *os.File, server, name string, kind uint16) (answers []string, rcode int) {
+	t.Helper()
+	linux.InNetNS(ns, func() error {
+		c := &dns.Client{Timeout: 3 * time.Second}
+		m := new(dns.Msg)
+		m.SetQuestion(dns.Fqdn(name), kind)
+		r, _, err := c.Exchange(m, net.JoinHostPort(server, "53"))
+		if err != nil {
+			t.Errorf("ask for %s: %v", name, err)
+			return nil
+		}
+		rcode = r.Rcode
+		for _, rr := range r.Answer {
+			f := strings.Fields(rr.String())
+			answers = append(answers, f[len(f)-1])
+		}
+		return nil
+	})
+	return answers, rcode
+}
+
+func TestNamesAndSeveralNetworks(t *testing.T) {
+	s := service(t, t.TempDir(), Options{})
+	if _, err := s.Create(ctx, CreateRequest{Name: "team", EnableIPv6: new(true)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, CreateRequest{Name: "shut", Internal: true}); err != nil {
+		t.Fatal(err)
+	}
+	one, _ := attach(t, s, "one", func(r *SandboxRequest) {
+		r.Endpoints = []EndpointRequest{{Network: "team", Aliases: []string{"eins"}}, {Network: "shut"}}
+	})
+	if len(one.Endpoints) != 2 || !one.Endpoints[0].IPv6.IsValid() {
+		t.Fatalf("endpoints %+v", one.Endpoints)
+	}
+	two, ns := attach(t, s, "two", func(r *SandboxRequest) { r.Endpoints = []EndpointRequest{{Network: "team"}} })
+	gw := two.Endpoints[0].Gateway4.String()
+	if !strings.Contains(string(two.ResolvConf), "nameserver "+gw+"\n") {
+		t.Errorf("resolv.conf:\n%s", two.ResolvConf)
+	}
+	want := one.Endpoints[0].IPv4.Addr().String()
+	for _, name := range []string{"one", "eins", "ONE", "one.team"} {
+		if got, _ := ask(t, ns, gw, name, dns.TypeA); len(got) != 1 || got[0] != want {
+			t.Errorf("%s is %v, want %s", name, got, want)
+		}
+	}
+	if got, _ := ask(t, ns, gw, "one", dns.TypeAAAA); len(got) != 1 || got[0] != one.Endpoints[0].IPv6.Addr().String() {
+		t.Errorf("AAAA of one: %v", got)
+	}
+	rev, _ := dns.ReverseAddr(want)
+	if got, _ := ask(t, ns, gw, rev, dns.TypePTR); len(got) != 1 || got[0] != "one.team." {
+		t.Errorf("the name of %s: %v", want, got)
+	}
+	// An internal network tells nobody outside what is asked for.
+	three, ns3 := attach(t, s, "three", func(r *SandboxRequest) { r.Endpoints = []EndpointRequest{{Network: "shut"}} })
+	if _, rcode := ask(t, ns3, three.Endpoints[0].Gateway4.String(), "example.org", dns.TypeA); rcode != dns.RcodeRefused {
+		t.Errorf("an outside name on an internal network: %s", dns.RcodeToString[rcode])
+	}
+
+	if _, err := s.Connect(ctx, fmt.Sprintf("%064s", "three"), EndpointRequest{Network: "team", Aliases: []string{"late"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := ask(t, ns, gw, "late", dns.TypeA); len(got) != 1 {
+		t.Errorf("an alias after connecting: %v", got)
+	}
+	if err := s.Remove(ctx, "team"); !errdefs.Is(err, errdefs.Forbidden) || !strings.Contains(err.Error(), "three") {
+		t.Errorf("removing one in use: %v", err)
+	}
+	if err := s.Disconnect(ctx, fmt.Sprintf("%064s", "three"), "team", false); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := ask(t, ns, gw, "late", dns.TypeA); len(got) != 0 {
+		t.Errorf("an alias after disconnecting: %v", got)
+	}
+}
+
+func TestRestoring(t *testing.T) {
+	dir := t.TempDir()
+	s := service(t, dir, Options{BIP: "10.99.2.1/24"})
+	_, ns := attach(t, s, "web", func(r *SandboxRequest) { r.Ports = []PortRequest{{Port: 80, Proto: "tcp", HostPort: 8081}} })
+	attach(t, s, "gone", func(r *SandboxRequest) { r.Ports = []PortRequest{{Port: 80, Proto: "tcp", HostPort: 8082}} })
+	serve(t, ns, 80, "web")
+	s.Close()
+	again, err := Open(ctx, Options{DB: s.o.DB, ExecRoot: dir, BridgeName: "ogtest0", BIP: "10.99.2.1/24"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Restore(ctx, []SandboxRequest{{ContainerID: fmt.Sprintf("%064s", "web"), Name: "web", NetNS: ns}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := dial(nil, "10.99.2.1:8081"); got != "web" {
+		t.Errorf("after a restart: %q", got)
+	}
+	if l := len(again.sandboxes); l != 1 {
+		t.Errorf("%d sandboxes", l)
+	}
+	_, err = again.Attach(ctx, SandboxRequest{ContainerID: "x", Name: "x", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "bridge"}}, Ports: []PortRequest{{Port: 1, Proto: "tcp", HostPort: 8081}}})
+	if !errdefs.Is(err, errdefs.Conflict) {
+		t.Errorf("a restored port was given out: %v", err)
+	}
+	again.Cleanup(ctx)
+}
+
+func TestAddresses(t *testing.T) {
+	sub := netip.MustParsePrefix("10.0.0.0/29")
+	used := map[netip.Addr]bool{}
+	var got []string
+	for {
+		a, err := nextAddr(sub, netip.Prefix{}, used)
+		if err != nil {
+			break
+		}
+		used[a] = true
+		got = append(got, a.String())
+	}
+	if s := strings.Join(got, " "); s != "10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6" {
+		t.Errorf("addresses %s", s)
+	}
+	var taken []netip.Prefix
+	for range 300 {
+		p, err := nextSubnet(defaultPools, taken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range taken {
+			if p.Overlaps(x) {
+				t.Fatalf("%s overlaps %s", p, x)
+			}
+		}
+		taken = append(taken, p)
+	}
+}
+
+func FuzzFiles(f *testing.F) {
+	f.Add("host", "dom", "a:1.2.3.4", "1.1.1.1")
+	f.Add("x\n1.2.3.4 evil", "d\te", "n\n:1.1.1.1", "8.8.8.8\nnameserver 6.6.6.6")
+	f.Fuzz(func(t *testing.T, host, domain, extra, server string) {
+		r := SandboxRequest{Hostname: host, Domainname: domain, ExtraHosts: []string{extra}}
+		eps := []Endpoint{{IPv4: netip.MustParsePrefix("10.0.0.2/24")}}
+		lines := strings.Split(strings.TrimSuffix(string(hostsFile(r, eps, netip.Addr{})), "\n"), "\n")
+		if len(lines) > 8 {
+			t.Errorf("%d lines", len(lines))
+		}
+		for _, l := range lines {
+			addr, _, _ := strings.Cut(l, "\t")
+			if _, err := netip.ParseAddr(addr); err != nil {
+				t.Errorf("line %q", l)
+			}
+		}
+		if n := strings.Count(string(resolvConf([]string{server}, []string{domain}, []string{host})), "\n"); n > 3 {
+			t.Errorf("%d lines of resolv.conf", n)
+		}
+	})
+}
+
+func BenchmarkAttachRelease(b *testing.B) {
+	s := service(b, b.TempDir(), Options{})
+	for i := 0; b.Loop(); i++ {
+		ns, err := linux.NewNetNS()
+		if err != nil {
+			b.Fatal(err)
+		}
+		id := fmt.Sprint(i)
+		if _, err := s.Attach(ctx, SandboxRequest{ContainerID: id, Name: id, NetNS: ns, Endpoints: []EndpointRequest{{Network: "bridge"}}}); err != nil {
+			b.Fatal(err)
+		}
+		s.Release(ctx, id)
+		ns.Close()
+	}
+}
