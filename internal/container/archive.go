@@ -1,0 +1,239 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/layer"
+	"github.com/onggi/onggi/internal/linux"
+	"github.com/onggi/onggi/internal/snapshot"
+)
+
+// place is a path of a container, with the root in which it is resolved. Every
+// use of it is by openat2 below that root: a container that swaps a directory
+// for a link meanwhile stays inside.
+type place struct {
+	root     *os.File
+	path     string // below root
+	writable bool
+}
+
+func (p *place) close() { p.root.Close() }
+
+// locate opens the root that a path of the container lies in: the process's
+// own where it runs, so that mounts are seen; otherwise the snapshot, or the
+// volume or bind mount that would be there.
+func (s *Service) locate(ctx context.Context, c *Container, p string, write bool) (*place, error) {
+	rec, st := c.view()
+	clean := path.Clean("/" + p)
+	if st.State.HasProcess() {
+		f, err := os.Open("/proc/" + strconv.Itoa(st.PID) + "/root")
+		if err == nil {
+			return &place{root: f, path: clean, writable: s.writableAt(rec, clean)}, nil
+		}
+	}
+	if st.State == Removing || st.State == Dead || st.State == Gone {
+		return nil, errdefs.Newf(errdefs.Conflict, "", "", "container %s is being removed", c.id)
+	}
+	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{ReadOnly: !write})
+	if err != nil {
+		return nil, err
+	}
+	// Links in the image may lead to a mount: resolve as far as exists first.
+	real := resolveIn(root, clean)
+	if m, rest, ok := mountAt(rec.Mounts, real); ok {
+		src := m.Source
+		if m.Type == mount.TypeVolume {
+			v, err := s.o.Volumes.Get(m.Name)
+			if err != nil {
+				root.Close()
+				return nil, err
+			}
+			src = v.Mountpoint
+		}
+		if st, err := os.Stat(src); err == nil && st.IsDir() {
+			root.Close()
+			f, err := os.Open(src)
+			if err != nil {
+				return nil, err
+			}
+			return &place{root: f, path: rest, writable: !m.ReadOnly}, nil
+		}
+	}
+	return &place{root: root, path: clean, writable: !rec.HostConfig.ReadonlyRootfs}, nil
+}
+
+// resolveIn follows the links of a path's existing part.
+func resolveIn(root *os.File, p string) string {
+	rest := ""
+	for dir := p; dir != "/"; dir = path.Dir(dir) {
+		if f, err := linux.OpenPathInRoot(root, dir); err == nil {
+			defer f.Close()
+			if real, err := linux.PathBelow(root, f); err == nil {
+				return path.Join("/", real, rest)
+			}
+			return p
+		}
+		rest = path.Join(path.Base(dir), rest)
+	}
+	return p
+}
+
+func mountAt(mounts []Mount, p string) (m Mount, rest string, ok bool) {
+	for _, x := range mounts {
+		if x.Type != mount.TypeBind && x.Type != mount.TypeVolume {
+			continue
+		}
+		if r, in := strings.CutPrefix(p, x.Destination); in && (r == "" || r[0] == '/') && len(x.Destination) >= len(m.Destination) {
+			m, rest, ok = x, path.Join("/", r), true
+		}
+	}
+	return m, rest, ok
+}
+
+func (s *Service) writableAt(rec *Record, p string) bool {
+	if m, _, ok := mountAt(rec.Mounts, p); ok {
+		return !m.ReadOnly
+	}
+	return !rec.HostConfig.ReadonlyRootfs
+}
+
+func noSuchPath(c *Container, p string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		rec, _ := c.view()
+		return errdefs.Newf(errdefs.NotFound, "", "", "Could not find the file %s in container %s", p, rec.Name)
+	}
+	return err
+}
+
+// StatPath describes a path of a container.
+func (s *Service) StatPath(ctx context.Context, ref, p string) (container.PathStat, error) {
+	c, err := s.find("stat", ref)
+	if err != nil {
+		return container.PathStat{}, err
+	}
+	pl, err := s.locate(ctx, c, p, false)
+	if err != nil {
+		return container.PathStat{}, err
+	}
+	defer pl.close()
+	return s.statPlace(c, pl, p)
+}
+
+func (s *Service) statPlace(c *Container, pl *place, p string) (container.PathStat, error) {
+	name := path.Base(path.Clean("/" + p))
+	// As with a shell, "link/" and "link/." mean what the link points to.
+	follow := strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.")
+	st, target, err := linux.StatInRoot(pl.root, pl.path, follow)
+	if err != nil {
+		return container.PathStat{}, noSuchPath(c, p, err)
+	}
+	if target != "" && !path.IsAbs(target) {
+		target = path.Join(path.Dir(path.Clean("/"+p)), target)
+	}
+	return container.PathStat{Name: name, Size: st.Size(), Mode: st.Mode(), Mtime: st.ModTime(), LinkTarget: target}, nil
+}
+
+// ArchivePath describes a path and returns a function that writes it as a tar
+// archive; close frees what they hold.
+func (s *Service) ArchivePath(ctx context.Context, ref, p string) (st container.PathStat, write func(io.Writer) error, closer func(), err error) {
+	c, err := s.find("copy", ref)
+	if err != nil {
+		return st, nil, nil, err
+	}
+	pl, err := s.locate(ctx, c, p, false)
+	if err != nil {
+		return st, nil, nil, err
+	}
+	if st, err = s.statPlace(c, pl, p); err != nil {
+		pl.close()
+		return st, nil, nil, err
+	}
+	s.emit(c, "archive-path", nil)
+	o := layer.ArchiveOptions{Follow: strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.")}
+	o.Name = st.Name
+	if o.Name == "/" || strings.HasSuffix(p, "/.") {
+		o.Name = "." // the contents, as `cp container:/dir/.` means
+		if st.Name != "/" {
+			o.Name = st.Name
+		}
+	}
+	return st, func(w io.Writer) error { return layer.Archive(ctx, w, pl.root, pl.path, o) }, pl.close, nil
+}
+
+// ExtractOptions say how an archive is unpacked into a container.
+type ExtractOptions struct {
+	NoOverwriteDirNonDir bool
+	CopyUIDGID           bool
+}
+
+// ExtractPath unpacks a tar archive in a directory of a container.
+func (s *Service) ExtractPath(ctx context.Context, ref, p string, o ExtractOptions, r io.Reader) error {
+	c, err := s.find("copy", ref)
+	if err != nil {
+		return err
+	}
+	pl, err := s.locate(ctx, c, p, true)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	st, _, err := linux.StatInRoot(pl.root, pl.path, true)
+	if err != nil {
+		return noSuchPath(c, p, err)
+	}
+	if !st.IsDir() {
+		return errdefs.Newf(errdefs.Invalid, "", "", "extraction point is not a directory")
+	}
+	if !pl.writable {
+		return errdefs.Newf(errdefs.Forbidden, "", "", "container rootfs is marked read-only")
+	}
+	lo := layer.ExtractOptions{KeepKind: o.NoOverwriteDirNonDir}
+	if o.CopyUIDGID {
+		rec, _ := c.view()
+		id, err := userIn(pl.root, rec.Config.User, nil)
+		if err != nil {
+			return err
+		}
+		lo.Owner = &layer.Owner{UID: int(id.UID), GID: int(id.GID)}
+	}
+	plain, _, err := layer.Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	if err := layer.Extract(ctx, plain, pl.root, pl.path, lo); err != nil {
+		return err
+	}
+	s.emit(c, "extract-to-dir", nil)
+	return nil
+}
+
+// Export writes a container's root file system, without its mounts, as a tar
+// archive. The container must exist when Export returns; write may take long.
+func (s *Service) Export(ctx context.Context, ref string) (write func(io.Writer) error, closer func(), err error) {
+	c, err := s.find("export", ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, st := c.view()
+	if st.State == Removing || st.State == Dead {
+		return nil, nil, errdefs.Newf(errdefs.Conflict, "", "", "You cannot export container %s which is being removed", c.id)
+	}
+	root, err := s.o.Snapshots.MountFD(ctx, c.id, snapshot.MountOptions{ReadOnly: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	s.emit(c, "export", nil)
+	return func(w io.Writer) error { return layer.Archive(ctx, w, root, "/", layer.ArchiveOptions{Name: "."}) }, func() { root.Close() }, nil
+}

@@ -1,0 +1,302 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/image"
+	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/undo"
+	"github.com/onggi/onggi/internal/volume"
+)
+
+// CreateRequest asks for a container. The service keeps and changes what the
+// pointers point at.
+type CreateRequest struct {
+	Name       string // "" = a new one
+	Platform   string
+	Config     *Config
+	HostConfig *HostConfig
+	Networks   map[string]*network.EndpointSettings
+}
+
+// Create makes a container that has not run yet, and returns its ID and what
+// the client should be warned of.
+func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warnings []string, err error) {
+	const op = "create"
+	if q.Config == nil {
+		return "", nil, errdefs.Newf(errdefs.Invalid, "", "", "Config cannot be empty in order to create a container")
+	}
+	if q.HostConfig == nil {
+		q.HostConfig = &HostConfig{}
+	}
+	q.Name = strings.TrimPrefix(q.Name, "/")
+	if q.Name != "" {
+		if err := checkName("", q.Name); err != nil {
+			return "", nil, err
+		}
+	}
+	rec := &Record{Version: recordVersion, ID: newID(), Created: time.Now().UTC(), Config: q.Config, HostConfig: q.HostConfig, Platform: "linux"}
+	img, warnings, err := s.settle(rec, q)
+	if err != nil {
+		return "", nil, err
+	}
+	if rec.Mounts, err = s.planAllMounts(rec); err != nil {
+		return "", nil, err
+	}
+
+	var u undo.Stack
+	defer func() { u.Run(ctx, &err) }()
+	if rec.Name, err = s.reserveName(q.Name, rec.ID); err != nil {
+		return "", nil, err
+	}
+	u.Push(func(context.Context) error { s.releaseName(rec.Name, rec.ID); return nil })
+	if err := s.createVolumes(ctx, rec, &u); err != nil {
+		return "", nil, err
+	}
+	c := newContainer(rec, Status{State: Created, BootID: s.bootID})
+	err = s.o.DB.Update(func(tx *metadb.Tx) error {
+		if err := putRecord(tx, rec); err != nil {
+			return err
+		}
+		return putStatus(tx, rec.ID, c.st)
+	})
+	if err != nil {
+		return "", nil, errdefs.New(errdefs.KindOf(err), op, quote("container", rec.Name), err)
+	}
+	u.Push(func(context.Context) error {
+		return s.o.DB.Update(func(tx *metadb.Tx) error { return deleteRecords(tx, rec.ID) })
+	})
+	if err := s.o.Snapshots.Prepare(ctx, rec.ID, img.Snapshot); err != nil {
+		return "", nil, errdefs.New(errdefs.KindOf(err), op, quote("container", rec.Name), err)
+	}
+	u.Push(func(ctx context.Context) error { return s.o.Snapshots.Remove(ctx, rec.ID) })
+	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", nil, errdefs.New(errdefs.Internal, op, quote("container", rec.Name), err)
+	}
+	u.Disarm()
+	s.mu.Lock()
+	s.byID[rec.ID] = c
+	s.mu.Unlock()
+	s.emit(c, "create", nil)
+	return rec.ID, warnings, nil
+}
+
+// settle brings the request into normal form: with the image's configuration,
+// the engine's defaults, and the IDs of other containers it refers to.
+func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warnings []string, err error) {
+	if q.Config.Image == "" {
+		return img, nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid reference format: no image specified")
+	}
+	if img, err = s.o.Images.Get(q.Config.Image); err != nil {
+		if errdefs.KindOf(err) == errdefs.NotFound {
+			err = &MissingImageError{Ref: q.Config.Image, Err: err}
+		}
+		return img, nil, err
+	}
+	rec.ImageID = img.ID
+	if img.Manifest.Digest != "" {
+		rec.ImageManifest = &Manifest{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest.String(), Size: img.Manifest.Size}
+	}
+	ic, err := imageConfigOf(img)
+	if err != nil {
+		return img, nil, err
+	}
+	if err := mergeImage(q.Config, ic); err != nil {
+		return img, nil, err
+	}
+	if err := s.resolveModes(q.HostConfig); err != nil {
+		return img, nil, err
+	}
+	if warnings, err = normalise(rec.ID, q.Config, q.HostConfig, s.o.Defaults); err != nil {
+		return img, nil, err
+	}
+	if rec.Networks, err = settleNetworks(q); err != nil {
+		return img, nil, err
+	}
+	return img, warnings, nil
+}
+
+// A MissingImageError says which image a container needs that is not here.
+type MissingImageError struct {
+	Ref string
+	Err error
+}
+
+func (e *MissingImageError) Error() string { return e.Err.Error() }
+func (e *MissingImageError) Unwrap() error { return e.Err }
+
+// imageConfigOf converts by way of JSON, which both forms share by definition.
+func imageConfigOf(img image.Image) (imageConfig, error) {
+	var ic imageConfig
+	b, err := json.Marshal(img.Config.Config)
+	if err == nil {
+		err = json.Unmarshal(b, &ic)
+	}
+	if err != nil {
+		return ic, errdefs.New(errdefs.Internal, "read", quote("image", img.ID), err)
+	}
+	return ic, nil
+}
+
+// resolveModes turns "container:name" into "container:<id>", so that a later
+// rename of the other one changes nothing.
+func (s *Service) resolveModes(h *HostConfig) error {
+	id := func(ref string) (string, error) {
+		c, err := s.find("create", ref)
+		if err != nil {
+			return "", err
+		}
+		return "container:" + c.id, nil
+	}
+	if h.NetworkMode.IsContainer() && h.NetworkMode.ConnectedContainer() != "" {
+		m, err := id(h.NetworkMode.ConnectedContainer())
+		if err != nil {
+			return err
+		}
+		h.NetworkMode = networkMode(m)
+	}
+	if h.IpcMode.IsContainer() && h.IpcMode.Container() != "" {
+		m, err := id(h.IpcMode.Container())
+		if err != nil {
+			return err
+		}
+		h.IpcMode = ipcMode(m)
+	}
+	if h.PidMode.IsContainer() && h.PidMode.Container() != "" {
+		m, err := id(h.PidMode.Container())
+		if err != nil {
+			return err
+		}
+		h.PidMode = pidMode(m)
+	}
+	return nil
+}
+
+// settleNetworks makes the list of networks agree with the network mode.
+func settleNetworks(q CreateRequest) (map[string]*network.EndpointSettings, error) {
+	mode := q.HostConfig.NetworkMode
+	out := map[string]*network.EndpointSettings{}
+	if mode.IsContainer() || q.Config.NetworkDisabled {
+		return out, nil
+	}
+	if len(q.Networks) > 64 {
+		return nil, invalid("%d networks: at most 64 are allowed", len(q.Networks))
+	}
+	primary := mode.NetworkName()
+	for name, ep := range q.Networks {
+		if name == "" {
+			return nil, invalid("no network name given in NetworkingConfig")
+		}
+		if name == network.NetworkDefault {
+			name = primary
+		}
+		if ep == nil {
+			ep = &network.EndpointSettings{}
+		}
+		if ip := ep.IPAMConfig; ip != nil && !mode.IsUserDefined() && name == network.NetworkBridge && (ip.IPv4Address.IsValid() || ip.IPv6Address.IsValid()) {
+			return nil, invalid("invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported only when connecting to networks with user configured subnets")
+		}
+		for _, l := range ep.Links {
+			if n, _, _ := strings.Cut(l, ":"); n == "" {
+				return nil, invalid("bad format for links: %s", clip(l))
+			}
+		}
+		out[name] = ep.Copy()
+	}
+	if _, ok := out[primary]; !ok {
+		out[primary] = &network.EndpointSettings{}
+	}
+	if len(out) > 1 && (mode.IsHost() || mode.IsNone()) {
+		return nil, invalid("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+	}
+	return out, nil
+}
+
+func (s *Service) planAllMounts(rec *Record) ([]Mount, error) {
+	var inherited []Mount
+	for _, from := range rec.HostConfig.VolumesFrom {
+		name, mode, _ := strings.Cut(from, ":")
+		switch mode {
+		case "", "rw", "ro", "z", "Z", "ro,z", "rw,z", "ro,Z", "rw,Z":
+		default:
+			return nil, invalid(`invalid mode: %s`, clip(mode))
+		}
+		c, err := s.find("create", name)
+		if err != nil {
+			return nil, err
+		}
+		other, _ := c.view()
+		for _, m := range other.Mounts {
+			if m.Type == mount.TypeTmpfs {
+				continue
+			}
+			m.ReadOnly = m.ReadOnly || strings.HasPrefix(mode, "ro")
+			m.Options.Anonymous = false // the other container's to remove
+			inherited = append(inherited, m)
+		}
+	}
+	return planMounts(rec.Config, rec.HostConfig, inherited)
+}
+
+func (s *Service) createVolumes(ctx context.Context, rec *Record, u *undo.Stack) error {
+	for i := range rec.Mounts {
+		m := &rec.Mounts[i]
+		if m.Type != mount.TypeVolume {
+			continue
+		}
+		anonymous := m.Name == ""
+		if anonymous {
+			m.Name = newID()
+			m.Options.Labels = overlay(map[string]string{"com.docker.volume.anonymous": ""}, m.Options.Labels)
+		}
+		if _, err := s.o.Volumes.Create(ctx, volume.CreateRequest{Name: m.Name, Driver: m.Driver, Options: m.Options.DriverOptions, Labels: m.Options.Labels}); err != nil {
+			return err
+		}
+		if anonymous {
+			name := m.Name
+			u.Push(func(ctx context.Context) error { return s.o.Volumes.Remove(ctx, name, true) })
+		}
+	}
+	return nil
+}
+
+// reserveName takes the name, or a new one, for an ID.
+func (s *Service) reserveName(name, id string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name != "" {
+		if holder, used := s.byName[name]; used {
+			return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "",
+				`Conflict. The container name "/%s" is already in use by container "%s". You have to remove (or rename) that container to be able to reuse that name.`, name, holder),
+				"remove it with: onggi rm "+name)
+		}
+		s.byName[name] = id
+		return name, nil
+	}
+	for attempt := range 100 {
+		n := newName(attempt)
+		if _, used := s.byName[n]; !used {
+			s.byName[n] = id
+			return n, nil
+		}
+	}
+	s.byName[id[:12]] = id
+	return id[:12], nil
+}
+
+func (s *Service) releaseName(name, id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[name] == id {
+		delete(s.byName, name)
+	}
+}

@@ -1,0 +1,631 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	containertypes "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
+	"github.com/onggi/onggi/internal/linux/cgroup"
+	"github.com/onggi/onggi/internal/logs"
+	"github.com/onggi/onggi/internal/monitor"
+	"github.com/onggi/onggi/internal/network"
+	"github.com/onggi/onggi/internal/ociruntime"
+	"github.com/onggi/onggi/internal/ociruntime/initproc"
+	"github.com/onggi/onggi/internal/snapshot"
+	"github.com/onggi/onggi/internal/undo"
+)
+
+type (
+	networkMode = containertypes.NetworkMode
+	ipcMode     = containertypes.IpcMode
+	pidMode     = containertypes.PidMode
+)
+
+// run is what a container holds from its start to its end.
+type run struct {
+	started  *monitor.Started
+	group    *cgroup.Group
+	spec     *specs.Spec
+	user     identity
+	volumes  []string      // mounted for us
+	network  bool          // the network service holds something
+	ended    chan struct{} // closed when the exit is recorded and all is released
+	attached []*attachment // clients that the monitor writes to
+}
+
+// launch starts the container's process. Preconditions: the state is Starting.
+func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach []*attachment) (r *run, st SandboxStatus, err error) {
+	var u undo.Stack
+	defer func() { u.Run(ctx, &err) }()
+	r = &run{ended: make(chan struct{})}
+	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
+	if err := s.prepareSpec(&in, rec); err != nil {
+		return nil, st, err
+	}
+
+	// The network, the control group and the root file system know nothing of
+	// each other, and each waits for the kernel: prepare them side by side.
+	var netns *os.File
+	var netErr, groupErr error
+	var wg sync.WaitGroup
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		netns, st, netErr = s.prepareNetwork(ctx, rec, r, &in)
+	}()
+	go func() {
+		defer wg.Done()
+		r.group, groupErr = cgroup.Create(in.CgroupsPath, groupLimits(&in), s.o.CgroupOptions)
+	}()
+	root, rootErr := s.prepareRoot(ctx, rec, r, &in)
+	wg.Wait()
+	u.Push(func(ctx context.Context) error { return s.releaseRun(ctx, rec.ID, r) })
+	defer closeAll(netns, root)
+	if err := errors.Join(rootErr, netErr, groupErr); err != nil {
+		return nil, st, firstError(rootErr, netErr, groupErr)
+	}
+
+	r.spec, r.user = buildSpec(in), in.User
+	program, files, err := ociruntime.Compile(r.spec, ociruntime.Options{
+		RootFS: root, NetNS: netns, Cgroup: r.group, Init: s.wantsInit(rec),
+	})
+	if err != nil {
+		return nil, st, err
+	}
+	defer closeAll(files...)
+	q := monitor.StartRequest{
+		Key: s.key(c), Program: program, Files: files,
+		Terminal: rec.Config.Tty, Height: uint16(rec.HostConfig.ConsoleSize[0]), Width: uint16(rec.HostConfig.ConsoleSize[1]),
+		OpenStdin: rec.Config.OpenStdin, StdinOnce: rec.Config.StdinOnce,
+		Log: s.logSpec(rec),
+	}
+	for _, a := range attach {
+		q.Attach = append(q.Attach, a.specs()...)
+	}
+	if r.started, err = s.o.Monitor.Start(ctx, q); err != nil {
+		return nil, st, startError(err, r.spec)
+	}
+	for _, a := range attach {
+		a.handed()
+	}
+	r.attached = attach
+	u.Disarm()
+	return r, st, nil
+}
+
+func firstError(errs ...error) error {
+	for _, e := range errs {
+		if e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func (s *Service) wantsInit(rec *Record) bool {
+	if rec.HostConfig.Init != nil {
+		return *rec.HostConfig.Init
+	}
+	return s.o.Defaults.Init
+}
+
+// hostname is the name as the container sees it.
+func (s *Service) hostname(rec *Record) string {
+	switch {
+	case rec.Config.Hostname != "":
+		return rec.Config.Hostname
+	case rec.HostConfig.NetworkMode.IsContainer():
+		if other, err := s.find("start", rec.HostConfig.NetworkMode.ConnectedContainer()); err == nil {
+			or, _ := other.view()
+			return or.Config.Hostname
+		}
+	}
+	h, _ := os.Hostname()
+	return h
+}
+
+// prepareSpec fills in what needs no effect: namespaces to join, devices,
+// limits, security.
+func (s *Service) prepareSpec(in *specInput, rec *Record) (err error) {
+	h := rec.HostConfig
+	in.CgroupsPath = s.cgroupPath(rec)
+	if in.Security, err = parseSecurity(h.SecurityOpt); err != nil {
+		return err
+	}
+	if in.Resources, err = linuxResources(&h.Resources, s.o.Defaults); err != nil {
+		return err
+	}
+	if h.Privileged {
+		if in.Devices, err = allHostDevices(); err != nil {
+			return err
+		}
+	}
+	devs, rules, err := hostDevices(h.Devices)
+	if err != nil {
+		return err
+	}
+	in.Devices = append(in.Devices, devs...)
+	in.DeviceRules = rules
+	for _, r := range h.DeviceCgroupRules {
+		d, err := parseDeviceRule(r)
+		if err != nil {
+			return err
+		}
+		in.DeviceRules = append(in.DeviceRules, d)
+	}
+	if in.Seccomp, err = s.seccompFor(in); err != nil {
+		return err
+	}
+	if h.PidMode.IsContainer() {
+		if in.JoinPID, err = s.namespaceOf(h.PidMode.Container(), "pid"); err != nil {
+			return err
+		}
+	}
+	if h.IpcMode.IsContainer() {
+		if in.JoinIPC, err = s.namespaceOf(h.IpcMode.Container(), "ipc"); err != nil {
+			return err
+		}
+		in.ShmPath = s.shmDir(h.IpcMode.Container())
+	}
+	if h.IpcMode.IsShareable() {
+		in.ShmPath = s.shmDir(rec.ID)
+		if err := os.MkdirAll(in.ShmPath, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chmod(in.ShmPath, 0o777|os.ModeSticky); err != nil {
+			return err
+		}
+	}
+	if h.IpcMode.IsHost() {
+		in.ShmPath = "/dev/shm"
+	}
+	return nil
+}
+
+// shmDir is the /dev/shm of a container whose IPC namespace others may join. It
+// lies on the exec-root's tmpfs; a private one is a tmpfs of its own.
+func (s *Service) shmDir(id string) string { return filepath.Join(s.o.ExecRoot, "shm", id) }
+
+// namespaceOf is the path of a namespace of another, running, container.
+func (s *Service) namespaceOf(ref, kind string) (string, error) {
+	c, err := s.find("start", ref)
+	if err != nil {
+		return "", err
+	}
+	rec, st := c.view()
+	if !st.State.HasProcess() {
+		return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "cannot join the %s namespace of a non running container: %s", kind, c.id), "start "+rec.Name+" first")
+	}
+	return "/proc/" + strconv.Itoa(st.PID) + "/ns/" + kind, nil
+}
+
+func (s *Service) cgroupPath(rec *Record) string {
+	parent := rec.HostConfig.CgroupParent
+	if s.o.CgroupOptions.Systemd {
+		return cmpOr(parent, "system.slice") + ":onggi:" + rec.ID
+	}
+	return filepath.Join("/", cmpOr(parent, "onggi"), rec.ID)
+}
+
+// groupLimits are the limits as the control group gets them, devices included.
+func groupLimits(in *specInput) *specs.LinuxResources {
+	r := *in.Resources
+	if in.Host.Privileged {
+		r.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	} else {
+		r.Devices = append(defaultDevices(), in.DeviceRules...)
+	}
+	return &r
+}
+
+// prepareRoot mounts the root file system (detached), looks the user up in it,
+// and finds the sources of all other mounts.
+func (s *Service) prepareRoot(ctx context.Context, rec *Record, r *run, in *specInput) (*os.File, error) {
+	// What an automatically removed container writes need not survive anything.
+	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{Volatile: rec.HostConfig.AutoRemove})
+	if err != nil {
+		return nil, err
+	}
+	if in.User, err = userIn(root, rec.Config.User, rec.HostConfig.GroupAdd); err != nil {
+		return root, err
+	}
+	in.Mounts, err = s.sourceMounts(ctx, rec, r, root)
+	return root, err
+}
+
+// userIn resolves a user with the accounts of an image's root.
+func userIn(root *os.File, spec string, groups []string) (identity, error) {
+	passwd, err := openAccounts(root, "/etc/passwd")
+	if err != nil {
+		return identity{}, err
+	}
+	group, err := openAccounts(root, "/etc/group")
+	if err != nil {
+		closeAll(passwd)
+		return identity{}, err
+	}
+	defer closeAll(passwd, group)
+	return resolveUser(spec, groups, reader(passwd), reader(group))
+}
+
+func reader(f *os.File) io.Reader {
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+// openAccounts opens a file of the image in its root. What is not a regular
+// file of decent size is refused; a missing one is nil.
+func openAccounts(root *os.File, path string) (*os.File, error) {
+	f, err := linux.OpenRegularInRoot(root, path)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, errdefs.New(errdefs.Invalid, "read", path+" of the image", err)
+	}
+	if st, err := f.Stat(); err != nil || st.Size() > maxAccounts {
+		f.Close()
+		return nil, errdefs.Newf(errdefs.Invalid, "read", path+" of the image", "larger than %d bytes", maxAccounts)
+	}
+	return f, nil
+}
+
+// sourceMounts finds where each mount comes from on this host.
+func (s *Service) sourceMounts(ctx context.Context, rec *Record, r *run, root *os.File) ([]sourcedMount, error) {
+	var out []sourcedMount
+	for _, m := range rec.Mounts {
+		sm := sourcedMount{Mount: m}
+		switch m.Type {
+		case mount.TypeBind:
+			sm.Path = m.Source
+			if err := bindSource(m); err != nil {
+				return nil, err
+			}
+		case mount.TypeVolume:
+			p, err := s.o.Volumes.Mount(ctx, m.Name, rec.ID)
+			if err != nil {
+				return nil, err
+			}
+			r.volumes = append(r.volumes, m.Name)
+			if !m.Options.NoCopy {
+				if err := s.o.Volumes.CopyUp(ctx, m.Name, root, m.Destination); err != nil {
+					return nil, errdefs.New(errdefs.KindOf(err), "fill", quote("volume", m.Name), err)
+				}
+			}
+			sm.Path = p
+			if m.Options.Subpath != "" {
+				if sm.Path, err = subpath(p, m.Options.Subpath); err != nil {
+					return nil, err
+				}
+			}
+		case mount.TypeImage:
+			return nil, errdefs.Newf(errdefs.Unsupported, "mount", quote("image", m.Source), "mounts of images are not supported yet")
+		}
+		out = append(out, sm)
+	}
+	return out, nil
+}
+
+func bindSource(m Mount) error {
+	_, err := os.Stat(m.Source)
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if !m.Options.CreateSource {
+		return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source), "create "+m.Source+", or let it be made with -v "+m.Source+":"+m.Destination)
+	}
+	return os.MkdirAll(m.Source, 0o755)
+}
+
+// subpath resolves a path inside a volume, which containers may have filled
+// with links.
+func subpath(base, sub string) (string, error) {
+	dir, err := os.Open(base)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	f, err := linux.OpenPathInRoot(dir, sub)
+	if err != nil {
+		return "", errdefs.New(errdefs.Invalid, "", "cannot access path "+clip(sub)+" of the volume", err)
+	}
+	defer f.Close()
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(linux.RawFD(f))))
+}
+
+// prepareNetwork makes the network namespace and connects it.
+func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *specInput) (netns *os.File, st SandboxStatus, err error) {
+	h := rec.HostConfig
+	dir := s.dir(rec.ID)
+	switch {
+	case h.NetworkMode.IsContainer():
+		other, err := s.find("start", h.NetworkMode.ConnectedContainer())
+		if err != nil {
+			return nil, st, err
+		}
+		if in.JoinNet, err = s.namespaceOf(other.id, "net"); err != nil {
+			return nil, st, err
+		}
+		in.HostsFile, in.ResolvFile, in.HostFile = s.etcFile(other.id, "hosts"), s.etcFile(other.id, "resolv.conf"), s.etcFile(other.id, "hostname")
+		return nil, st, nil
+	case h.NetworkMode.IsHost():
+		hosts, _ := os.ReadFile("/etc/hosts")
+		for _, e := range h.ExtraHosts {
+			hosts = append(hosts, extraHostLine(e)...)
+		}
+		resolv, _ := os.ReadFile("/etc/resolv.conf")
+		if len(h.DNS) > 0 || len(h.DNSSearch) > 0 || len(h.DNSOptions) > 0 {
+			resolv = resolvConf(h)
+		}
+		err = s.writeEtc(in, dir, hosts, resolv)
+		st.Endpoints = []EndpointStatus{{NetworkName: "host"}}
+		return nil, st, err
+	}
+	if netns, err = linux.NewNetNS(); err != nil {
+		return nil, st, err
+	}
+	q := sandboxRequest(rec, in.Hostname)
+	q.NetNS = netns
+	r.network = true
+	box, err := s.o.Networks.Attach(ctx, q)
+	if err != nil {
+		return netns, st, err
+	}
+	return netns, sandboxStatus(box), s.writeEtc(in, dir, box.Hosts, box.ResolvConf)
+}
+
+func (s *Service) etcFile(id, name string) string {
+	p := filepath.Join(s.dir(id), name)
+	if _, err := os.Stat(p); err != nil {
+		return ""
+	}
+	return p
+}
+
+func (s *Service) writeEtc(in *specInput, dir string, hosts, resolv []byte) error {
+	for _, f := range []struct {
+		name string
+		data []byte
+		path *string
+	}{{"hostname", []byte(in.Hostname + "\n"), &in.HostFile}, {"hosts", hosts, &in.HostsFile}, {"resolv.conf", resolv, &in.ResolvFile}} {
+		p := filepath.Join(dir, f.name)
+		// Written in place: a mount of the file, in a container that shares it,
+		// must see the change.
+		if err := os.WriteFile(p, f.data, 0o644); err != nil {
+			return err
+		}
+		*f.path = p
+	}
+	return nil
+}
+
+func extraHostLine(e string) string {
+	name, addr, ok := strings.Cut(e, ":")
+	if !ok {
+		name, addr, _ = strings.Cut(e, "=")
+	}
+	if addr == "host-gateway" {
+		addr = "127.0.0.1"
+	}
+	return strings.Trim(addr, "[]") + "\t" + name + "\n"
+}
+
+func resolvConf(h *HostConfig) []byte {
+	var b strings.Builder
+	for _, d := range h.DNS {
+		b.WriteString("nameserver " + d.String() + "\n")
+	}
+	if len(h.DNSSearch) > 0 {
+		b.WriteString("search " + strings.Join(h.DNSSearch, " ") + "\n")
+	}
+	if len(h.DNSOptions) > 0 {
+		b.WriteString("options " + strings.Join(h.DNSOptions, " ") + "\n")
+	}
+	return []byte(b.String())
+}
+
+func sandboxRequest(rec *Record, hostname string) network.SandboxRequest {
+	h := rec.HostConfig
+	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: h.ExtraHosts}
+	for _, d := range h.DNS {
+		q.DNS = append(q.DNS, d.String())
+	}
+	primary := h.NetworkMode.NetworkName()
+	for name, ep := range rec.Networks {
+		e := endpointRequest(name, ep.Copy(), rec)
+		if name == primary {
+			q.Endpoints = slices.Insert(q.Endpoints, 0, e)
+		} else {
+			q.Endpoints = append(q.Endpoints, e)
+		}
+	}
+	if len(q.Endpoints) > 1 {
+		rest := q.Endpoints
+		if rest[0].Network == primary {
+			rest = rest[1:]
+		}
+		slices.SortFunc(rest, func(a, b network.EndpointRequest) int { return strings.Compare(a.Network, b.Network) })
+	}
+	q.Ports = portRequests(rec.Config, h)
+	return q
+}
+
+func portRequests(c *Config, h *HostConfig) []network.PortRequest {
+	var out []network.PortRequest
+	for port, bindings := range h.PortBindings {
+		for _, b := range bindings {
+			r := network.PortRequest{Port: port.Num(), Proto: string(port.Proto()), HostIP: b.HostIP}
+			if b.HostPort != "" {
+				lohi, err := parseHostPort(b.HostPort)
+				if err != nil {
+					continue // refused at create
+				}
+				r.HostPort, r.HostPortEnd = lohi[0], lohi[1]
+			}
+			out = append(out, r)
+		}
+		if len(bindings) == 0 {
+			out = append(out, network.PortRequest{Port: port.Num(), Proto: string(port.Proto())})
+		}
+	}
+	if h.PublishAllPorts {
+		for port := range c.ExposedPorts {
+			if len(h.PortBindings[port]) == 0 {
+				out = append(out, network.PortRequest{Port: port.Num(), Proto: string(port.Proto())})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b network.PortRequest) int {
+		return cmpInts(int(a.Port)-int(b.Port), strings.Compare(a.Proto, b.Proto), int(a.HostPort)-int(b.HostPort))
+	})
+	return out
+}
+
+func cmpInts(vals ...int) int {
+	for _, v := range vals {
+		if v != 0 {
+			return v
+		}
+	}
+	return 0
+}
+
+func sandboxStatus(b network.Sandbox) SandboxStatus {
+	var st SandboxStatus
+	for _, e := range b.Endpoints {
+		st.Endpoints = append(st.Endpoints, endpointStatus(e))
+	}
+	for _, p := range b.Ports {
+		st.Ports = append(st.Ports, PortStatus{Port: p.Port, Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort})
+	}
+	return st
+}
+
+// logSpec says where the container's output is kept; with rotation unless the
+// request says otherwise.
+func (s *Service) logSpec(rec *Record) logs.Spec {
+	l := rec.HostConfig.LogConfig
+	sp := logs.Spec{Driver: l.Type, Path: s.logPath(rec)}
+	if v := l.Config["max-size"]; v != "" {
+		sp.MaxSize, _ = parseSize(v)
+	}
+	if v := l.Config["max-file"]; v != "" {
+		sp.MaxFiles, _ = strconv.Atoi(v)
+	}
+	sp.Compress = l.Config["compress"] == "true"
+	attrs := map[string]string{}
+	for k := range strings.SplitSeq(l.Config["labels"], ",") {
+		if v, ok := rec.Config.Labels[k]; ok && k != "" {
+			attrs[k] = v
+		}
+	}
+	for k := range strings.SplitSeq(l.Config["env"], ",") {
+		for _, e := range rec.Config.Env {
+			if name, v, _ := strings.Cut(e, "="); k != "" && name == k {
+				attrs[k] = v
+			}
+		}
+	}
+	if t := l.Config["tag"]; t != "" {
+		attrs["tag"] = expandTag(t, rec)
+	}
+	if len(attrs) > 0 {
+		sp.Attrs = attrs
+	}
+	return sp
+}
+
+// expandTag fills in the few fields that log tags use.
+func expandTag(t string, rec *Record) string {
+	return strings.NewReplacer("{{.ID}}", rec.ID[:12], "{{.FullID}}", rec.ID, "{{.Name}}", rec.Name, "{{.ImageName}}", rec.Config.Image, "{{.ImageID}}", strings.TrimPrefix(rec.ImageID, "sha256:")[:min(12, len(rec.ImageID))]).Replace(t)
+}
+
+func (s *Service) logPath(rec *Record) string {
+	switch rec.HostConfig.LogConfig.Type {
+	case "json-file":
+		return filepath.Join(s.dir(rec.ID), rec.ID+"-json.log")
+	case "local":
+		return filepath.Join(s.dir(rec.ID), "container.log")
+	}
+	return ""
+}
+
+// A StartError is a container that could not run its command. Code is the exit
+// status that `docker run` ends with.
+type StartError struct {
+	Code int
+	Err  error
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// startError words what onggi-init reported.
+func startError(err error, spec *specs.Spec) error {
+	step, ok := errors.AsType[*initproc.StepError](err)
+	if !ok {
+		return &StartError{Code: 125, Err: err}
+	}
+	code, kind := 128, errdefs.Internal
+	text := err.Error()
+	if step.IsExec() {
+		name := ""
+		if len(spec.Process.Args) > 0 {
+			name = spec.Process.Args[0]
+		}
+		switch {
+		case errors.Is(step.Errno, os.ErrNotExist):
+			code, kind = 127, errdefs.Invalid
+			text = `exec: "` + name + `": executable file not found in $PATH`
+			if strings.Contains(name, "/") {
+				text = `exec: "` + name + `": stat ` + name + `: no such file or directory`
+			}
+		default:
+			code, kind = 126, errdefs.Invalid
+			text = `exec: "` + name + `": ` + step.Errno.Error()
+		}
+		err := errdefs.WithHint(errdefs.Newf(kind, "", "", "failed to create task for container: unable to start container process: %s", text), "see what the image holds: its command is "+strconv.Quote(strings.Join(spec.Process.Args, " ")))
+		return &StartError{Code: code, Err: err}
+	}
+	return &StartError{Code: code, Err: errdefs.Newf(kind, "", "", "set up container: %w", err)}
+}
+
+// releaseRun gives back what a run holds. Each part may be gone already.
+func (s *Service) releaseRun(ctx context.Context, id string, r *run) error {
+	var errs []error
+	if r.network {
+		errs = append(errs, s.o.Networks.Release(ctx, id))
+	}
+	for _, v := range r.volumes {
+		errs = append(errs, s.o.Volumes.Unmount(ctx, v, id))
+	}
+	if r.group != nil {
+		errs = append(errs, r.group.Delete())
+	}
+	if r.started != nil && r.started.PidFD != nil {
+		r.started.PidFD.Close()
+	}
+	return errors.Join(errs...)
+}
