@@ -172,7 +172,7 @@ func TestUpdateInEitherDirection(t *testing.T) {
 
 func TestProcessesAreFoundFrozenAndKilled(t *testing.T) {
 	g := create(t, nil)
-	cmd := asleep(t, g, "sleep 1000 & sleep 1000 & wait")
+	cmd := asleep(t, g, "sleep 60 & sleep 60 & wait")
 	ctx := context.Background()
 	waitFor(t, "three processes", func() bool {
 		p, err := g.Procs()
@@ -216,7 +216,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 // The way for kernels without cgroup.kill.
 func TestKillEach(t *testing.T) {
 	g := create(t, nil)
-	cmd := asleep(t, g, "while :; do sleep 1000 & sleep 0.001; done")
+	cmd := asleep(t, g, "i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 60 & sleep 0.001; done; sleep 60")
 	waitFor(t, "some processes", func() bool { p, _ := g.Procs(); return len(p) > 5 })
 	if err := g.killEach(); err != nil {
 		t.Fatal(err)
@@ -227,12 +227,12 @@ func TestKillEach(t *testing.T) {
 
 func TestSubgroupIsKilledAlone(t *testing.T) {
 	g := create(t, nil)
-	main := asleep(t, g, "sleep 1000")
+	main := asleep(t, g, "sleep 60")
 	sub, err := g.Subgroup("exec-1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := asleep(t, sub, "sleep 1000 & wait")
+	other := asleep(t, sub, "sleep 60 & wait")
 	waitFor(t, "two in the subgroup", func() bool { p, _ := sub.Procs(); return len(p) == 2 })
 	if p, _ := g.Procs(); !slices.Contains(p, main.Process.Pid) || !slices.Contains(p, other.Process.Pid) {
 		t.Errorf("processes of the group are %v", p)
@@ -286,7 +286,7 @@ func fds(n int) string {
 
 func TestOccupiedGroupIsRefused(t *testing.T) {
 	g := create(t, nil)
-	asleep(t, g, "sleep 1000")
+	asleep(t, g, "sleep 60")
 	if _, err := Create(g.Path(), nil, Options{}); !errdefs.Is(err, errdefs.Conflict) || errdefs.HintOf(err) == "" {
 		t.Errorf("got %v", err)
 	}
@@ -353,7 +353,7 @@ func TestOpenPaths(t *testing.T) {
 
 func TestOfProcess(t *testing.T) {
 	g := create(t, nil)
-	cmd := asleep(t, g, "sleep 1000")
+	cmd := asleep(t, g, "sleep 60")
 	h, err := OfProcess(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -390,7 +390,7 @@ func TestOOMIsCounted(t *testing.T) {
 
 func TestStats(t *testing.T) {
 	g := create(t, nil)
-	cmd := asleep(t, g, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1000")
+	cmd := asleep(t, g, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 60")
 	waitFor(t, "some processor time", func() bool { s, err := g.Stats(); return err == nil && s.CPU.Usage > 1e6 })
 	s, err := g.Stats()
 	if err != nil {
@@ -459,7 +459,7 @@ func TestDevices(t *testing.T) {
 func TestMemoryCheckBeforeUpdate(t *testing.T) {
 	need(t, "memory")
 	g := create(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}})
-	cmd := asleep(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 1000")
+	cmd := asleep(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 60")
 	waitFor(t, "some memory in use", func() bool { s, err := g.Stats(); return err == nil && s.Memory.Usage > 4000000 })
 	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(2 << 20)), CheckBeforeUpdate: ptr(true)}})
 	if !errdefs.Is(err, errdefs.Conflict) {
