@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -252,5 +251,3 @@ func TestSaveAndLoad(t *testing.T) {
 		}
 	}
 }
-
-var _ = errors.Is
