@@ -199,6 +199,10 @@ func (g *global) create(id string, b *bundle, o *creation, later bool) (_ *conta
 	} else {
 		proc.Kill()
 	}
+	if err == nil && c.PID != proc.PID { // it has forked
+		c.PID = proc.PID
+		c.PIDStart, _, err = linux.StartTicks(proc.PID)
+	}
 	if err == nil {
 		if err = g.handConsole(proc, *o.console); err == nil {
 			err = c.save()
@@ -351,7 +355,9 @@ func (g *global) createHooks(c *container, proc *initproc.Process) error {
 	ctx := context.Background()
 	state := c.hookState(specs.StateCreating)
 	state.Pid = proc.PID
-	if err := ociruntime.RunHooks(ctx, "prestart", h.Prestart, state); err != nil { //nolint:staticcheck // deprecated, and used
+	before := *state
+	before.Status = specs.StateCreated // what prestart hooks have always read
+	if err := ociruntime.RunHooks(ctx, "prestart", h.Prestart, &before); err != nil { //nolint:staticcheck // deprecated, and used
 		return err
 	}
 	if err := ociruntime.RunHooks(ctx, "createRuntime", h.CreateRuntime, state); err != nil {

@@ -108,6 +108,25 @@ func SetMountReadOnly(mnt *os.File, recursive bool) error {
 	return os.NewSyscallError("mount_setattr", err)
 }
 
+// SetMountAttributes changes a mount: attributes (MOUNT_ATTR_*) to set and to
+// clear, propagation (MS_PRIVATE and so on, 0 = as it is), and, where userns is
+// not nil, whose maps its files are seen through.
+func SetMountAttributes(mnt *os.File, recursive bool, set, clear, propagation uint64, userns *os.File) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	a := unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation}
+	if userns != nil {
+		a.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		a.Userns_fd = uint64(RawFD(userns))
+	}
+	err := unix.MountSetattr(int(RawFD(mnt)), "", flags, &a)
+	runtime.KeepAlive(mnt)
+	runtime.KeepAlive(userns)
+	return os.NewSyscallError("mount_setattr", err)
+}
+
 // MountAt mounts a file system on a path: for what a driver of volumes is asked
 // to mount (nfs, cifs), and for tests.
 func MountAt(source, target, kind string, flags uintptr, data string) error {

@@ -52,7 +52,9 @@ type compiler struct {
 	files []*os.File
 	root  initproc.Reg // descriptor of the root mount
 	prog  initproc.Program
-	null  initproc.Reg // the host's /dev/null
+	null  initproc.Reg         // the host's /dev/null
+	empty initproc.Reg         // an empty read-only file system, to mask directories
+	early map[int]initproc.Reg // binds cloned before the propagation was cut
 }
 
 func invalid(format string, a ...any) error {
@@ -110,9 +112,6 @@ func validate(spec *specs.Spec, o Options) error {
 		}
 		seen[ns.Type] = true
 	}
-	if !seen[specs.MountNamespace] {
-		return invalid("a mount namespace is needed")
-	}
 	if (spec.Hostname != "" || spec.Domainname != "") && !seen[specs.UTSNamespace] {
 		return invalid("hostname needs a uts namespace")
 	}
@@ -121,6 +120,12 @@ func validate(spec *specs.Spec, o Options) error {
 	}
 	if len(spec.Linux.TimeOffsets) > 0 && !seen[specs.TimeNamespace] {
 		return invalid("time offsets need a time namespace")
+	}
+	if len(spec.Linux.NetDevices) > 0 {
+		return errdefs.Newf(errdefs.Unsupported, "read", "the container's configuration", "linux.netDevices is not supported")
+	}
+	if spec.Linux.IntelRdt != nil {
+		return errdefs.Newf(errdefs.Unsupported, "read", "the container's configuration", "linux.intelRdt is not supported")
 	}
 	return validateSysctls(spec, seen)
 }
@@ -163,7 +168,7 @@ func validateSysctls(spec *specs.Spec, has map[specs.LinuxNamespaceType]bool) er
 
 // all writes the whole program.
 func (c *compiler) all() error {
-	c.root, c.null = c.NewReg(), c.NewReg()
+	c.root, c.null, c.empty = c.NewReg(), c.NewReg(), c.NewReg()
 	steps := []func() error{c.begin, c.cgroups, c.namespaces, c.identity, c.names, c.propagation, c.openRoot, c.mounts, c.devices, c.terminal,
 		c.hide, c.stageCreate, c.enterRoot, c.sysctls, c.limits, c.become, c.exec}
 	for _, f := range steps {
@@ -253,7 +258,7 @@ func (c *compiler) namespaces() error {
 	}
 	userJoined := joined[specs.UserNamespace] != 0
 	var later uint64
-	fork := joined[specs.PIDNamespace] != 0 || joined[specs.TimeNamespace] != 0 || c.isNew(specs.TimeNamespace)
+	fork := joined[specs.PIDNamespace] != 0 || c.isNew(specs.TimeNamespace)
 	for _, t := range joinOrder {
 		if !c.isNew(t) {
 			continue
@@ -290,7 +295,7 @@ func (c *compiler) namespaces() error {
 		c.Step("create namespaces")
 		c.Call("unshare", unix.SYS_UNSHARE, later)
 	}
-	if err := c.timeOffsets(); err != nil {
+	if err := c.enterTime(); err != nil {
 		return err
 	}
 	if fork {
@@ -345,12 +350,15 @@ func (c *compiler) identity() error {
 	return nil
 }
 
-func (c *compiler) timeOffsets() error {
-	if len(c.spec.Linux.TimeOffsets) == 0 {
-		return nil
-	}
+// enterTime shifts the clocks of a new time namespace, which can be done only
+// as long as nobody is in it, and then enters it. A process with one thread may
+// do that without a fork.
+func (c *compiler) enterTime() error {
 	if !c.isNew(specs.TimeNamespace) {
-		return invalid("time offsets need a new time namespace")
+		if len(c.spec.Linux.TimeOffsets) > 0 {
+			return invalid("time offsets need a new time namespace")
+		}
+		return nil
 	}
 	var clocks []string
 	for clock := range c.spec.Linux.TimeOffsets {
@@ -365,6 +373,11 @@ func (c *compiler) timeOffsets() error {
 		c.Step("shift the clock %s", clock)
 		c.write("/proc/self/timens_offsets", fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs))
 	}
+	c.Step("enter the time namespace")
+	fd := c.NewReg()
+	c.Call("openat", unix.SYS_OPENAT, unix.AT_FDCWD, c.Str("/proc/self/ns/time_for_children"), unix.O_RDONLY|unix.O_CLOEXEC, 0).Into(fd)
+	c.Call("setns", unix.SYS_SETNS, fd, unix.CLONE_NEWTIME)
+	c.Call("close", unix.SYS_CLOSE, fd)
 	return nil
 }
 

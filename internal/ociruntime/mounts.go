@@ -5,15 +5,23 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"strings"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
 	"github.com/onggi/onggi/internal/ociruntime/initproc"
+)
+
+// Offsets in struct stat.
+const (
+	statMode = initproc.Ptr(unsafe.Offsetof(unix.Stat_t{}.Mode))
+	statRdev = initproc.Ptr(unsafe.Offsetof(unix.Stat_t{}.Rdev))
 )
 
 const (
@@ -30,6 +38,8 @@ type mountOptions struct {
 	bind, rbind  bool
 	idmap        bool
 	ridmap       bool
+	copyUp       bool
+	super        []string // flags of the file system itself
 	data         []string // for the file system
 }
 
@@ -82,7 +92,11 @@ func parseOptions(options []string) (m mountOptions) {
 			m.idmap = true
 		case "ridmap":
 			m.idmap, m.ridmap = true, true
-		case "defaults", "remount", "async", "nomand", "mand", "sync", "dirsync", "iversion", "noiversion", "silent", "loud", "lazytime", "nolazytime", "acl", "noacl", "tmpcopyup", "":
+		case "tmpcopyup":
+			m.copyUp = true
+		case "sync", "dirsync", "lazytime", "mand":
+			m.super = append(m.super, o)
+		case "defaults", "remount", "async", "nomand", "iversion", "noiversion", "silent", "loud", "nolazytime", "acl", "noacl", "":
 		default:
 			m.data = append(m.data, o)
 		}
@@ -111,21 +125,54 @@ func apply(set, clear *uint64, a attr) {
 	}
 }
 
+// ownMounts reports whether a mount namespace is made. Otherwise the root is a
+// tree that is attached nowhere: what is mounted in it (Linux 6.15) nobody else
+// sees, and it goes with the container.
+func (c *compiler) ownMounts() bool { return c.isNew(specs.MountNamespace) }
+
 func (c *compiler) propagation() error {
+	p := c.spec.Linux.RootfsPropagation
+	name := strings.TrimPrefix(p, "r")
+	if _, ok := propagations[name]; p != "" && !ok {
+		return invalid("linux.rootfsPropagation %q: want private, slave, shared or unbindable", p)
+	}
+	if !c.ownMounts() {
+		return nil
+	}
 	flag := uint64(unix.MS_SLAVE)
-	if p := c.spec.Linux.RootfsPropagation; p != "" {
-		name := strings.TrimPrefix(p, "r")
-		if _, ok := propagations[name]; !ok {
-			return invalid("linux.rootfsPropagation %q: want private, slave, shared or unbindable", p)
-		}
-		// The old root must not stay shared while it is left (pivot_root(2)).
-		if name == "private" {
-			flag = unix.MS_PRIVATE
+	switch name {
+	case "private":
+		flag = unix.MS_PRIVATE
+	case "shared":
+		// Binds that are to be shared with the host must be cloned while they are.
+		c.early = map[int]initproc.Reg{}
+		for i, m := range c.spec.Mounts {
+			o := parseOptions(m.Options)
+			if !(o.bind || m.Type == "bind") || o.propagation != unix.MS_SHARED || c.o.MountFDs[i] != nil || c.inUser() {
+				continue
+			}
+			r, err := c.KeepReg()
+			if err != nil {
+				return err
+			}
+			c.Step("clone %q", m.Source)
+			c.cloneTree(m.Source, o.rbind).Into(r)
+			c.early[i] = r
 		}
 	}
+	// The old root must not stay shared while it is left (pivot_root(2)).
 	c.Step("keep our mounts out of the host")
 	c.Call("mount", unix.SYS_MOUNT, 0, c.Str("/"), 0, flag|unix.MS_REC, 0)
 	return nil
+}
+
+// cloneTree clones what is mounted at a path of the host.
+func (c *compiler) cloneTree(source string, recursive bool) initproc.Call {
+	flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return c.Call("open_tree", unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Str(source), flags)
 }
 
 // how is the argument of openat2.
@@ -139,18 +186,35 @@ func (c *compiler) inRoot(p string, flags int) (initproc.Reg, initproc.Call) {
 	return r, c.Call("openat2", unix.SYS_OPENAT2, c.root, c.Str(p), c.how(unix.O_PATH|unix.O_CLOEXEC|flags, 0), 24).Into(r)
 }
 
+// openRoot makes the root a mount, and puts it where pivot_root finds it.
 func (c *compiler) openRoot() error {
-	if c.o.RootFS != nil {
-		c.Step("mount the root")
-		fd := c.file(c.o.RootFS)
-		c.Call("move_mount", unix.SYS_MOVE_MOUNT, fd, c.Str(""), unix.AT_FDCWD, c.Str("/"), emptyFrom)
-		c.Set(c.root, fd)
-		return nil
+	p := ""
+	if c.spec.Root != nil {
+		p = c.spec.Root.Path
 	}
-	p := c.spec.Root.Path
-	c.Step("bind the root %s", p)
-	c.Call("open_tree", unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Str(p), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE).Into(c.root)
-	c.Call("move_mount", unix.SYS_MOVE_MOUNT, c.root, c.Str(""), unix.AT_FDCWD, c.Str(p), emptyFrom)
+	at := "/"
+	if h := c.spec.Hooks; c.o.RootFS == nil && c.o.Hooks && h != nil {
+		at = p // hooks look for it there
+	}
+	switch {
+	case c.o.RootFS != nil:
+		c.Step("mount the root")
+		c.Set(c.root, c.file(c.o.RootFS))
+	case c.inUser():
+		// Root of the user namespace may not be able to reach it.
+		f, err := linux.CloneTree(nil, p, true)
+		if err != nil {
+			return errdefs.New(errdefs.Invalid, "mount", "the root "+p, err)
+		}
+		c.Step("mount the root %s", p)
+		c.Set(c.root, c.file(f))
+	default:
+		c.Step("mount the root %s", p)
+		c.cloneTree(p, true).Into(c.root)
+	}
+	if c.ownMounts() {
+		c.Call("move_mount", unix.SYS_MOVE_MOUNT, c.root, c.Str(""), unix.AT_FDCWD, c.Str(at), emptyFrom)
+	}
 	return nil
 }
 
@@ -185,60 +249,161 @@ func (c *compiler) mounts() error {
 func (c *compiler) mount(i int, m specs.Mount) error {
 	o := parseOptions(m.Options)
 	isBind := o.bind || m.Type == "bind" || c.o.MountFDs[i] != nil
+	o.idmap = o.idmap || len(m.UIDMappings) > 0
 	c.Step("mount %q on %q", describeMount(m), m.Destination)
-	var fd any
-	isDir := true
 	switch {
-	case c.o.MountFDs[i] != nil:
-		fd = c.file(c.o.MountFDs[i])
-		if fi, err := c.o.MountFDs[i].Stat(); err == nil {
-			isDir = fi.IsDir()
-		}
 	case isBind:
-		fi, err := os.Stat(m.Source)
-		if err == nil {
-			isDir = fi.IsDir()
-		}
-		r := c.NewReg()
-		flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
-		if o.rbind {
-			flags |= unix.AT_RECURSIVE
-		}
-		c.Call("open_tree", unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Str(m.Source), flags).Into(r)
-		fd = r
+		return c.bind(i, m, o)
 	case m.Type == "cgroup" || m.Type == "cgroup2":
 		return c.cgroupMount(m, o)
-	default:
-		r, err := c.filesystem(m.Type, m.Source, o)
+	case m.Type == "tmpfs" && o.copyUp:
+		f, err := c.copyUp(m, o)
 		if err != nil {
 			return err
 		}
-		fd = r
+		if f != nil {
+			return c.attach(c.file(f), m, o, true)
+		}
+	case tooLong(o.data):
+		return c.classicMount(m, o)
 	}
-	if isBind {
-		if o.set|o.clear != 0 {
-			c.setattr(fd, 0, o.set, o.clear, 0, 0)
+	dirMode := m.Type == "tmpfs" && !hasKey(o.data, "mode")
+	late := o.set
+	if dirMode {
+		o.set &^= unix.MOUNT_ATTR_RDONLY
+	}
+	fd, err := c.filesystem(m.Type, m.Source, o)
+	if err != nil {
+		return err
+	}
+	if dirMode {
+		c.takeMode(fd, m.Destination)
+		if late != o.set {
+			c.setattr(fd, 0, late, 0, 0, 0)
 		}
 	}
-	if o.rset|o.rclear != 0 {
-		c.setattr(fd, unix.AT_RECURSIVE, o.rset, o.rclear, 0, 0)
-	}
-	if o.idmap || len(m.UIDMappings) > 0 {
+	if o.idmap {
 		if err := c.idmap(fd, m, o); err != nil {
 			return err
 		}
+	}
+	return c.attach(fd, m, o, true)
+}
+
+// bind mounts what is there already.
+func (c *compiler) bind(i int, m specs.Mount, o mountOptions) error {
+	var fd any
+	isDir := true
+	f := c.o.MountFDs[i]
+	if f == nil && m.Source == "" {
+		return invalid("mount %q: a bind needs a source", m.Destination)
+	}
+	if f == nil && (o.idmap || c.inUser()) {
+		// Only out here is the right to map owners, and to reach every source.
+		var err error
+		if f, err = c.cloneHere(m, o); err != nil {
+			return err
+		}
+	}
+	if f != nil {
+		fd = c.file(f)
+		if fi, err := f.Stat(); err == nil {
+			isDir = fi.IsDir()
+		}
+	} else {
+		if fi, err := os.Stat(m.Source); err == nil {
+			isDir = fi.IsDir()
+		}
+		r, ok := c.early[i]
+		if !ok {
+			r = c.NewReg()
+			c.cloneTree(m.Source, o.rbind).Into(r)
+		}
+		fd = r
+	}
+	if o.set|o.clear != 0 {
+		c.setattr(fd, 0, o.set, o.clear, 0, 0)
+	}
+	return c.attach(fd, m, o, isDir)
+}
+
+// cloneHere clones a source before the container's process is there.
+func (c *compiler) cloneHere(m specs.Mount, o mountOptions) (*os.File, error) {
+	f, err := linux.CloneTree(nil, m.Source, o.rbind)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Invalid, "mount", fmt.Sprintf("%q on %q", m.Source, m.Destination), err)
+	}
+	if !o.idmap {
+		return f, nil
+	}
+	ns, err := c.mapsOf(m)
+	if err == nil {
+		err = linux.SetMountAttributes(f, o.ridmap, 0, 0, 0, ns)
+		ns.Close()
+	}
+	if err != nil {
+		f.Close()
+		return nil, errdefs.New(errdefs.Unsupported, "map owners of", fmt.Sprintf("%q", m.Source), err)
+	}
+	return f, nil
+}
+
+// attach puts a mount into its place.
+func (c *compiler) attach(fd any, m specs.Mount, o mountOptions, isDir bool) error {
+	if o.rset|o.rclear != 0 {
+		c.setattr(fd, unix.AT_RECURSIVE, o.rset, o.rclear, 0, 0)
 	}
 	d := c.target(m.Destination, isDir)
 	c.Call("move_mount", unix.SYS_MOVE_MOUNT, fd, c.Str(""), d, c.Str(""), emptyBoth)
 	c.Call("close", unix.SYS_CLOSE, d)
 	c.propagate(fd, o)
-	if m.Type == "tmpfs" && !isBind && slices.Contains(m.Options, "tmpcopyup") {
-		return invalid("mount %q: tmpcopyup is not supported", m.Destination)
-	}
-	if r, ok := fd.(initproc.Reg); ok {
-		c.Call("close", unix.SYS_CLOSE, r)
-	}
+	c.Call("close", unix.SYS_CLOSE, fd)
 	return nil
+}
+
+// takeMode gives a new tmpfs the mode of the directory that it hides, where
+// nothing else is said, as every runtime does.
+func (c *compiler) takeMode(fd any, dest string) {
+	st, mode, dir := c.Data(make([]byte, 256)), c.NewReg(), c.NewReg()
+	d := c.target(dest, true)
+	c.Call("newfstatat", unix.SYS_NEWFSTATAT, d, c.Str(""), st, unix.AT_EMPTY_PATH)
+	c.Load(mode, st+statMode, 4)
+	c.Call("openat", unix.SYS_OPENAT, fd, c.Str("."), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0).Into(dir)
+	c.Call("fchmod", unix.SYS_FCHMOD, dir, mode)
+	c.Call("close", unix.SYS_CLOSE, dir)
+	c.Call("close", unix.SYS_CLOSE, d)
+}
+
+// classicMount is mount(2), for options that are longer than what fsconfig
+// takes: the lower directories of overlays.
+func (c *compiler) classicMount(m specs.Mount, o mountOptions) error {
+	data := strings.Join(append(slices.Clone(o.data), o.super...), ",")
+	if len(data) >= os.Getpagesize() {
+		return invalid("mount %q: its options are longer than a page", m.Destination)
+	}
+	d := c.target(m.Destination, true)
+	c.Call("fchdir", unix.SYS_FCHDIR, d)
+	c.Call("mount", unix.SYS_MOUNT, c.Str(m.Source), c.Str("."), c.Str(m.Type), 0, c.Str(data))
+	c.Call("chdir", unix.SYS_CHDIR, c.Str("/"))
+	c.Call("close", unix.SYS_CLOSE, d)
+	fd := c.target(m.Destination, true) // what is there now
+	if o.set|o.clear != 0 {
+		c.setattr(fd, 0, o.set, o.clear, 0, 0)
+	}
+	c.propagate(fd, o)
+	c.Call("close", unix.SYS_CLOSE, fd)
+	return nil
+}
+
+func tooLong(data []string) bool {
+	return slices.ContainsFunc(data, func(o string) bool {
+		_, v, _ := strings.Cut(o, "=")
+		return len(v) > 255
+	})
+}
+
+func hasKey(data []string, key string) bool {
+	return slices.ContainsFunc(data, func(o string) bool { return strings.HasPrefix(o, key+"=") })
 }
 
 func (c *compiler) propagate(fd any, o mountOptions) {
@@ -277,6 +442,9 @@ func (c *compiler) filesystem(kind, source string, o mountOptions) (initproc.Reg
 			c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, c.Str(k), 0, 0)
 		}
 	}
+	for _, opt := range o.super {
+		c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, c.Str(opt), 0, 0)
+	}
 	refused, done := c.NewLabel(), c.NewLabel()
 	create := c.Call("fsconfig create", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
 	mount := c.Call("fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, o.set).Into(mnt)
@@ -308,6 +476,7 @@ func (c *compiler) cgroupMount(m specs.Mount, o mountOptions) error {
 	place := func(fd any, dest string) {
 		d := c.target(dest, true)
 		c.Call("move_mount", unix.SYS_MOVE_MOUNT, fd, c.Str(""), d, c.Str(""), emptyBoth)
+		c.Call("close", unix.SYS_CLOSE, d)
 	}
 	clone := func(source string, recursive int) initproc.Reg {
 		r := c.NewReg()
@@ -341,8 +510,12 @@ func (c *compiler) cgroupMount(m specs.Mount, o mountOptions) error {
 		return err
 	}
 	dirs := map[string]string{} // name below the destination → the group on the host
+	var links [][2]string
 	for controller, at := range mounts {
 		name := path.Base(at)
+		if strings.Contains(name, ",") { // several controllers in one hierarchy
+			links = append(links, [2]string{name, controller})
+		}
 		if c.o.Cgroup != nil {
 			at = c.o.Cgroup.Dir(controller)
 		}
@@ -357,7 +530,13 @@ func (c *compiler) cgroupMount(m specs.Mount, o mountOptions) error {
 	slices.Sort(names)
 	for _, n := range names {
 		c.Step("mount the control group %s on %q", dirs[n], path.Join(m.Destination, n))
-		place(clone(dirs[n], 0), path.Join(m.Destination, n))
+		g := clone(dirs[n], 0)
+		place(g, path.Join(m.Destination, n))
+		c.Call("close", unix.SYS_CLOSE, g)
+	}
+	slices.SortFunc(links, func(a, b [2]string) int { return strings.Compare(a[1], b[1]) })
+	for _, l := range links {
+		c.Call("symlinkat", unix.SYS_SYMLINKAT, c.Str(l[0]), r, c.Str(l[1])).Ignore(unix.EEXIST)
 	}
 	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.Step("make %q read-only", m.Destination)
@@ -369,27 +548,31 @@ func (c *compiler) cgroupMount(m specs.Mount, o mountOptions) error {
 	return nil
 }
 
-// idmap lets files appear with the owners that a user namespace maps.
+// idmap lets files of a new file system appear with the owners that a user
+// namespace maps.
 func (c *compiler) idmap(fd any, m specs.Mount, o mountOptions) error {
-	uids, gids := m.UIDMappings, m.GIDMappings
-	if len(uids) == 0 {
-		uids, gids = c.spec.Linux.UIDMappings, c.spec.Linux.GIDMappings
-	}
-	if len(uids) == 0 || len(gids) == 0 {
-		return invalid("mount %q: idmap needs uidMappings and gidMappings", m.Destination)
-	}
-	ns, err := userNamespace(idMaps(uids), idMaps(gids))
+	ns, err := c.mapsOf(m)
 	if err != nil {
-		return fmt.Errorf("mount %q: %w", m.Destination, err)
+		return err
 	}
 	flags := 0
 	if o.ridmap {
 		flags = unix.AT_RECURSIVE
 	}
-	// The descriptor's number is only known as one of the child's.
-	at := c.Words(uint64(unix.MOUNT_ATTR_IDMAP), 0, 0, uint64(c.file(ns)))
-	c.Call("mount_setattr", unix.SYS_MOUNT_SETATTR, fd, c.Str(""), unix.AT_EMPTY_PATH|flags, at, 32)
+	c.setattr(fd, flags, unix.MOUNT_ATTR_IDMAP, 0, 0, uint64(c.file(ns)))
 	return nil
+}
+
+// mapsOf is a user namespace with the maps of a mount, or of the container.
+func (c *compiler) mapsOf(m specs.Mount) (*os.File, error) {
+	uids, gids := m.UIDMappings, m.GIDMappings
+	if len(uids) == 0 {
+		uids, gids = c.spec.Linux.UIDMappings, c.spec.Linux.GIDMappings
+	}
+	if len(uids) == 0 || len(gids) == 0 {
+		return nil, invalid("mount %q: idmap needs uidMappings and gidMappings", m.Destination)
+	}
+	return userNamespace(idMaps(uids), idMaps(gids))
 }
 
 // userNamespace makes one that nobody lives in, for its maps.
@@ -494,12 +677,8 @@ func (c *compiler) device(d specs.LinuxDevice) error {
 		st := c.Data(make([]byte, 256))
 		m, dv, bad := c.NewReg(), c.NewReg(), c.NewLabel()
 		c.Call("newfstatat", unix.SYS_NEWFSTATAT, parent, c.Str(name), st, unix.AT_SYMLINK_NOFOLLOW)
-		modeAt, rdevAt := initproc.Ptr(24), initproc.Ptr(40)
-		if runtime.GOARCH == "arm64" {
-			modeAt, rdevAt = 16, 32
-		}
-		c.Load(m, st+modeAt, 4)
-		c.Load(dv, st+rdevAt, 8)
+		c.Load(m, st+statMode, 4)
+		c.Load(dv, st+statRdev, 8)
 		right := c.NewLabel()
 		c.JumpIf(right, m, uint64(kind), unix.S_IFMT)
 		c.Jump(bad)
@@ -591,6 +770,19 @@ func (c *compiler) hide() error {
 		c.Call("close", unix.SYS_CLOSE, at)
 		c.Mark(next)
 	}
+	if len(c.spec.Linux.MaskedPaths) == 0 {
+		return nil
+	}
+	c.Step("make an empty file system")
+	fs := c.NewReg()
+	c.Call("fsopen", unix.SYS_FSOPEN, c.Str("tmpfs"), unix.FSOPEN_CLOEXEC).Into(fs)
+	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("source"), c.Str("tmpfs"), 0)
+	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("nr_blocks"), c.Str("1"), 0)
+	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("nr_inodes"), c.Str("1"), 0)
+	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, c.Str("ro"), 0, 0)
+	c.Call("fsconfig create", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	c.Call("fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC).Into(c.empty)
+	c.Call("close", unix.SYS_CLOSE, fs)
 	for _, p := range c.spec.Linux.MaskedPaths {
 		c.mask(p)
 	}
@@ -600,15 +792,18 @@ func (c *compiler) hide() error {
 func (c *compiler) enterRoot() error {
 	c.Step("enter the root")
 	c.Call("fchdir", unix.SYS_FCHDIR, c.root)
-	if c.o.NoPivot {
+	switch {
+	case !c.ownMounts():
+		c.Call("chroot", unix.SYS_CHROOT, c.Str("."))
+	case c.o.NoPivot:
 		c.Call("mount", unix.SYS_MOUNT, c.Str("."), c.Str("/"), 0, unix.MS_MOVE, 0)
 		c.Call("chroot", unix.SYS_CHROOT, c.Str("."))
-	} else {
+	default:
 		c.Call("pivot_root", unix.SYS_PIVOT_ROOT, c.Str("."), c.Str("."))
 		c.Call("umount2", unix.SYS_UMOUNT2, c.Str("."), unix.MNT_DETACH)
 	}
 	c.Call("chdir", unix.SYS_CHDIR, c.Str("/"))
-	if p := c.spec.Linux.RootfsPropagation; p != "" {
+	if p := c.spec.Linux.RootfsPropagation; p != "" && c.ownMounts() {
 		flag := propagations[strings.TrimPrefix(p, "r")]
 		if strings.HasPrefix(p, "r") {
 			flag |= unix.MS_REC
@@ -639,14 +834,9 @@ func (c *compiler) mask(p string) {
 	c.Jump(next)
 	c.Mark(dir)
 	c.Call("close", unix.SYS_CLOSE, t)
-	fs, m := c.NewReg(), c.NewReg()
-	c.Call("fsopen", unix.SYS_FSOPEN, c.Str("tmpfs"), unix.FSOPEN_CLOEXEC).Into(fs)
-	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("nr_blocks"), c.Str("1"), 0)
-	c.Call("fsconfig", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, c.Str("nr_inodes"), c.Str("1"), 0)
-	c.Call("fsconfig create", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
-	c.Call("fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC).Into(m)
+	m := c.NewReg()
+	c.Call("open_tree", unix.SYS_OPEN_TREE, c.empty, c.Str(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH).Into(m)
 	c.Call("move_mount", unix.SYS_MOVE_MOUNT, m, c.Str(""), at, c.Str(""), emptyBoth)
-	c.Call("close", unix.SYS_CLOSE, fs)
 	c.Call("close", unix.SYS_CLOSE, m)
 	c.Call("close", unix.SYS_CLOSE, at)
 	c.Mark(next)

@@ -73,7 +73,40 @@ func (c *compiler) limits() error {
 			return err
 		}
 	}
+	if m := c.spec.Linux.MemoryPolicy; m != nil {
+		if err := c.memoryPolicy(m); err != nil {
+			return err
+		}
+	}
 	return c.affinity()
+}
+
+func (c *compiler) memoryPolicy(m *specs.LinuxMemoryPolicy) error {
+	modes := map[specs.MemoryPolicyModeType]int{specs.MpolDefault: 0, specs.MpolPreferred: 1, specs.MpolBind: 2, specs.MpolInterleave: 3, specs.MpolLocal: 4,
+		specs.MpolPreferredMany: 5, specs.MpolWeightedInterleave: 6}
+	flags := map[specs.MemoryPolicyFlagType]int{specs.MpolFStaticNodes: 1 << 15, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFNumaBalancing: 1 << 13}
+	mode, ok := modes[m.Mode]
+	if !ok {
+		return invalid("there is no memory policy %q", m.Mode)
+	}
+	for _, f := range m.Flags {
+		bit, ok := flags[f]
+		if !ok {
+			return invalid("there is no flag %q of a memory policy", f)
+		}
+		mode |= bit
+	}
+	c.Step("set the memory policy %s", m.Mode)
+	if m.Nodes == "" {
+		c.Call("set_mempolicy", unix.SYS_SET_MEMPOLICY, mode, 0, 0)
+		return nil
+	}
+	mask, err := cpuMask(m.Nodes)
+	if err != nil {
+		return invalid("linux.memoryPolicy.nodes %q: %v", m.Nodes, err)
+	}
+	c.Call("set_mempolicy", unix.SYS_SET_MEMPOLICY, mode, c.Data(mask), 8*len(mask))
+	return nil
 }
 
 func (c *compiler) scheduler(s *specs.Scheduler) error {
