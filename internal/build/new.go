@@ -33,6 +33,7 @@ type Options struct {
 	Network      executor.Network // nil: builds have no network but none and host
 	Registry     registry.Options // where registries are, and how they are spoken to
 	CgroupParent string           // "/onggi/build" where empty
+	MaxProcesses int64            // of one build step; 32768 where 0
 	HostGateway  netip.Addr       // what clients call host-gateway; may be zero
 	Logger       *slog.Logger
 }
@@ -48,7 +49,7 @@ func New(o Options) *Service {
 	}
 	return &Service{make: func(ctx context.Context) (*core, error) {
 		exec, err := executor.New(executor.Options{
-			Root: o.Run, CgroupParent: o.CgroupParent, Runtime: executor.OCI{}, Network: o.Network, Logger: o.Logger,
+			Root: o.Run, CgroupParent: o.CgroupParent, Runtime: executor.OCI{}, Network: o.Network, MaxProcesses: o.MaxProcesses, Logger: o.Logger,
 			Seccomp: func(caps []string) *specs.LinuxSeccomp { return seccomp.Default(caps, "") },
 		})
 		if err != nil {

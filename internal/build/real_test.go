@@ -44,7 +44,7 @@ func openReal(t *testing.T, root string) *builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Options{Root: filepath.Join(root, "build"), DB: db, Snapshots: snaps, Images: imgs, CgroupParent: "/onggi-test/build"})
+	s := New(Options{Root: filepath.Join(root, "build"), DB: db, Snapshots: snaps, Images: imgs, CgroupParent: "/onggi-test/build", MaxProcesses: 300})
 	c, err := s.core(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -127,3 +127,8 @@ func TestRunForReal(t *testing.T) {
 		t.Errorf("output: %q", r.logs)
 	}
 }
+
+var (
+	mountReadOnly = snapshot.MountOptions{ReadOnly: true}
+	removeForce   = image.RemoveOptions{Force: true}
+)

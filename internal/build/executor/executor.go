@@ -75,6 +75,7 @@ type Options struct {
 	CgroupParent string // "/onggi/build" where empty
 	Runtime      Runtime
 	Network      Network // nil: only none and host are there
+	MaxProcesses int64   // of one step; 32768 where 0
 	Seccomp      func(caps []string) *specs.LinuxSeccomp
 	Logger       *slog.Logger
 }
@@ -93,6 +94,9 @@ var _ executor.Executor = (*Executor)(nil)
 func New(o Options) (*Executor, error) {
 	if o.CgroupParent == "" {
 		o.CgroupParent = "/onggi/build"
+	}
+	if o.MaxProcesses == 0 {
+		o.MaxProcesses = defaultPids
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -175,7 +179,7 @@ func (e *Executor) prepare(ctx context.Context, s *step, root executor.Mount, mo
 	}
 	u.Push(func(context.Context) error { return s.root.Close() })
 
-	in := specInput{seccomp: e.o.Seccomp, cgroupNS: cgroupNamespaces()}
+	in := specInput{seccomp: e.o.Seccomp, pids: e.o.MaxProcesses, cgroupNS: cgroupNamespaces()}
 	open := func(p string) (io.ReadCloser, error) { return linux.OpenRegularInRoot(s.root, p) }
 	if in.user, err = lookUpUser(s.meta.User, open); err != nil {
 		return err

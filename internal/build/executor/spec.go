@@ -75,6 +75,7 @@ type specInput struct {
 	resolvConf string // file to bind on /etc/resolv.conf
 	mounts     []specs.Mount
 	cgroupNS   bool
+	pids       int64
 	seccomp    func(caps []string) *specs.LinuxSeccomp
 }
 
@@ -102,7 +103,7 @@ func specOf(m executor.Meta, in specInput) (*specs.Spec, error) {
 		Linux: &specs.Linux{
 			Resources: &specs.LinuxResources{
 				Devices: devices,
-				Pids:    &specs.LinuxPids{Limit: number(defaultPids)},
+				Pids:    &specs.LinuxPids{Limit: number(in.pids)},
 			},
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},

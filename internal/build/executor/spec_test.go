@@ -92,7 +92,7 @@ func TestSpec(t *testing.T) {
 	seccomp := func(caps []string) *specs.LinuxSeccomp {
 		return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
 	}
-	in := specInput{hosts: "/h", resolvConf: "/r", seccomp: seccomp,
+	in := specInput{pids: 77, hosts: "/h", resolvConf: "/r", seccomp: seccomp,
 		mounts: []specs.Mount{{Destination: "/dev/shm", Type: "tmpfs"}, {Destination: "/cache", Type: "bind"}}}
 	s, err := specOf(m, in)
 	if err != nil {
@@ -109,7 +109,7 @@ func TestSpec(t *testing.T) {
 	if !slices.Equal(dests, want) {
 		t.Errorf("mounts %v", dests)
 	}
-	if *s.Linux.Resources.Pids.Limit != defaultPids {
+	if *s.Linux.Resources.Pids.Limit != 77 {
 		t.Error("no limit of processes")
 	}
 	if !strings.Contains(string(hostsFile(m)), "1.2.3.4\th\n") {
