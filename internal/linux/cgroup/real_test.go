@@ -215,7 +215,9 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 
 // The way for kernels without cgroup.kill.
 func TestKillEach(t *testing.T) {
-	g := create(t, nil)
+	// A bound, should the test be killed before it kills.
+	need(t, "pids")
+	g := create(t, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(200))}})
 	cmd := asleep(t, g, "i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 60 & sleep 0.001; done; sleep 60")
 	waitFor(t, "some processes", func() bool { p, _ := g.Procs(); return len(p) > 5 })
 	if err := g.killEach(); err != nil {
@@ -460,8 +462,8 @@ func TestMemoryCheckBeforeUpdate(t *testing.T) {
 	need(t, "memory")
 	g := create(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}})
 	cmd := asleep(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 60")
-	waitFor(t, "some memory in use", func() bool { s, err := g.Stats(); return err == nil && s.Memory.Usage > 4000000 })
-	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(2 << 20)), CheckBeforeUpdate: ptr(true)}})
+	waitFor(t, "some memory in use", func() bool { s, err := g.Stats(); return err == nil && s.Memory.Usage > 2<<20 })
+	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20)), CheckBeforeUpdate: ptr(true)}})
 	if !errdefs.Is(err, errdefs.Conflict) {
 		t.Errorf("got %v", err)
 	}
