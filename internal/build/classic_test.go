@@ -10,7 +10,7 @@ import (
 )
 
 // tarOf makes a tar of file name → content.
-func tarOf(t *testing.T, files map[string]string) io.Reader {
+func tarOf(t testing.TB, files map[string]string) io.Reader {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

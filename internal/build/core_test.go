@@ -99,7 +99,7 @@ func (m *memImages) Register(ctx context.Context, b worker.Built) error {
 
 // builder is a core with a client on a unix socket.
 type builder struct {
-	t      *testing.T
+	t      testing.TB
 	c      *core
 	client *client.Client
 	images *memImages // with stand-ins below
@@ -145,7 +145,7 @@ func newBuilder(t *testing.T, exec executor.Executor) *builder {
 }
 
 // serve puts the core behind a socket, and connects a client of BuildKit's.
-func serve(t *testing.T, c *core) *builder {
+func serve(t testing.TB, c *core) *builder {
 	sock := filepath.Join(t.TempDir(), "b.sock")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
@@ -241,7 +241,7 @@ func (b *builder) build(ctx context.Context, o buildOptions) (*result, error) {
 }
 
 // context makes a build context of file name → content.
-func contextDir(t *testing.T, files map[string]string) string {
+func contextDir(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {

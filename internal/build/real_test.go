@@ -26,7 +26,7 @@ func newRealBuilder(t *testing.T) *builder {
 }
 
 // openReal starts an engine's worth of stores and a builder in a directory.
-func openReal(t *testing.T, root string) *builder {
+func openReal(t testing.TB, root string) *builder {
 	t.Helper()
 	db, err := metadb.Open(filepath.Join(root, "meta"), metadb.Options{})
 	if err != nil {
