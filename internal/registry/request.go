@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/onggi/onggi/internal/errdefs"
 )
 
 const (
@@ -302,7 +304,7 @@ func discard(resp *http.Response) {
 func readBounded(r io.Reader, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("more than the %d bytes allowed", limit)
+		err = errdefs.Newf(errdefs.Invalid, "", "", "more than the %d bytes allowed", limit)
 	}
 	return b, err
 }
