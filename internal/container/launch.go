@@ -46,11 +46,11 @@ type run struct {
 }
 
 // launch starts the container's process. Preconditions: the state is Starting.
-func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach []*attachment) (r *run, st SandboxStatus, err error) {
+func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach []*attachment) (_ *run, st SandboxStatus, err error) {
 	var u undo.Stack
 	defer func() { u.Run(ctx, &err) }()
-	r = &run{ended: make(chan struct{})}
-	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
+	r := &run{ended: make(chan struct{})}
+	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, MaxFiles: s.maxFiles, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
 	if err := s.prepareSpec(&in, rec); err != nil {
 		return nil, st, err
 	}
@@ -71,7 +71,8 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	}()
 	root, rootErr := s.prepareRoot(ctx, rec, r, &in)
 	wg.Wait()
-	u.Push(func(ctx context.Context) error { return s.releaseRun(ctx, rec.ID, r) })
+	held := r // r is nil when an error is returned
+	u.Push(func(ctx context.Context) error { return s.releaseRun(ctx, rec.ID, held) })
 	defer closeAll(netns, root)
 	if err := errors.Join(rootErr, netErr, groupErr); err != nil {
 		return nil, st, firstError(rootErr, netErr, groupErr)

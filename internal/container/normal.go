@@ -38,6 +38,7 @@ const (
 
 // Defaults are what the engine's configuration fills into every container.
 type Defaults struct {
+	MaxNoFile    uint64 // open files that the machine allows a process, where it cannot be raised; 0 = any
 	LogType      string
 	LogOpts      map[string]string
 	Ulimits      map[string]*container.Ulimit

@@ -71,7 +71,7 @@ func (s *Service) Restore(ctx context.Context) error {
 func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *network.SandboxRequest {
 	rec, _ := c.view()
 	run := &run{started: &monitor.Started{PID: r.PID, PidFD: r.PidFD, StartedAt: r.StartedAt}, ended: make(chan struct{})}
-	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
+	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, MaxFiles: s.maxFiles, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
 	if err := s.prepareSpec(&in, rec); err != nil {
 		s.log.Warn("adopted container: some settings could not be read", "container", c.id, "error", err)
 	}

@@ -2,11 +2,11 @@ package container
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,7 +90,8 @@ type Service struct {
 	log    *slog.Logger
 	bootID string
 	caps   int // capabilities that the kernel knows
-	self   string
+	// maxFiles is our own limit of open files where we may not exceed it.
+	maxFiles uint64
 
 	mu     sync.RWMutex
 	byID   map[string]*Container // guarded by mu
@@ -133,11 +134,10 @@ func New(o Options) (*Service, error) {
 	s := &Service{o: o, log: o.Logger, byName: map[string]string{}, execs: map[string]*Exec{}, stop: make(chan struct{})}
 	s.bootID = readWord("/proc/sys/kernel/random/boot_id")
 	s.caps = len(allCaps)
-	if n := 0; true {
-		if _, err := fmt.Sscan(readWord("/proc/sys/kernel/cap_last_cap"), &n); err == nil {
-			s.caps = n + 1
-		}
+	if n, err := strconv.Atoi(readWord("/proc/sys/kernel/cap_last_cap")); err == nil {
+		s.caps = n + 1
 	}
+	s.maxFiles = ownFileLimit()
 	if err := os.MkdirAll(o.Root, 0o700); err != nil {
 		return nil, err
 	}
@@ -162,6 +162,28 @@ func New(o Options) (*Service, error) {
 func readWord(file string) string {
 	b, _ := os.ReadFile(file)
 	return strings.TrimSpace(string(b))
+}
+
+// ownFileLimit is the hard limit of open files that binds us, or 0 where we
+// may raise it.
+func ownFileLimit() uint64 {
+	const capSysResource = 24
+	for line := range strings.Lines(readWord("/proc/self/status")) {
+		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			if caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64); err == nil && caps>>capSysResource&1 == 1 {
+				return 0
+			}
+		}
+	}
+	for line := range strings.Lines(readWord("/proc/self/limits")) {
+		if v, ok := strings.CutPrefix(line, "Max open files"); ok {
+			if f := strings.Fields(v); len(f) > 1 {
+				n, _ := strconv.ParseUint(f[1], 10, 64)
+				return n
+			}
+		}
+	}
+	return 0
 }
 
 // find resolves an ID, a name or an unambiguous beginning of an ID.

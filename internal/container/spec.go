@@ -40,6 +40,7 @@ type specInput struct {
 	Seccomp                   *specs.LinuxSeccomp
 	Security                  security
 	KnownCaps                 int
+	MaxFiles                  uint64 // the engine's own hard limit, where it cannot go above it
 	Defaults                  Defaults
 }
 
@@ -69,7 +70,7 @@ func buildSpec(in specInput) *specs.Spec {
 			User:            specs.User{UID: in.User.UID, GID: in.User.GID, AdditionalGids: in.User.Groups, Umask: h.Umask},
 			Capabilities:    capabilitySets(caps),
 			NoNewPrivileges: noNew,
-			Rlimits:         rlimits(h.Ulimits, in.Defaults.Ulimits),
+			Rlimits:         rlimits(h.Ulimits, in.Defaults.Ulimits, in.MaxFiles),
 			OOMScoreAdj:     &oom,
 			ApparmorProfile: in.Security.apparmor,
 		},
@@ -139,8 +140,13 @@ func capabilitySets(caps []string) *specs.LinuxCapabilities {
 // program closes every descriptor up to the limit.
 var defaultNoFile = specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}
 
-func rlimits(own []*container.Ulimit, defaults map[string]*container.Ulimit) []specs.POSIXRlimit {
-	byName := map[string]specs.POSIXRlimit{"nofile": defaultNoFile}
+func rlimits(own []*container.Ulimit, defaults map[string]*container.Ulimit, maxFiles uint64) []specs.POSIXRlimit {
+	files := defaultNoFile
+	if maxFiles > 0 { // the engine itself has no more to give
+		files.Hard = min(files.Hard, maxFiles)
+		files.Soft = min(files.Soft, maxFiles)
+	}
+	byName := map[string]specs.POSIXRlimit{"nofile": files}
 	for name, u := range defaults {
 		byName[name] = rlimit(name, u)
 	}
