@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/internal/engineapi"
 	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/image"
+	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
 	"github.com/onggi/onggi/internal/metadb"
 	"github.com/onggi/onggi/internal/monitor"
@@ -142,7 +143,8 @@ func networkOptions(c *config, db *metadb.DB, log *slog.Logger) network.Options 
 
 func defaults(c *config, m *machine) container.Defaults {
 	return container.Defaults{
-		LogType: c.logDriver, LogOpts: c.logOpts, Ulimits: c.ulimits, ShmSize: c.shmSize, CgroupParent: c.cgroups(),
+		MaxNoFile: linux.MaxOpenFiles(),
+		LogType:   c.logDriver, LogOpts: c.logOpts, Ulimits: c.ulimits, ShmSize: c.shmSize, CgroupParent: c.cgroups(),
 		IpcMode: containertypes.IpcMode(c.ipcMode), CgroupnsMode: containertypes.CgroupnsMode(c.cgroupnsMode),
 		Init: c.initByDefault, NoNewPrivs: c.noNewPrivs, StopTimeout: c.stopTimeout, PidsLimit: int64(c.pidsLimit),
 		CgroupV2: m.cgroups == cgroup.V2, Runtimes: []string{"onggi", "runc", "io.containerd.runc.v2"},
