@@ -461,7 +461,7 @@ func TestDevices(t *testing.T) {
 func TestMemoryCheckBeforeUpdate(t *testing.T) {
 	need(t, "memory")
 	g := create(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}})
-	cmd := asleep(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 60")
+	cmd := asleep(t, g, "x=$(head -c 4000000 /dev/zero | tr '\\0' x); sleep 60; true") // not exec: the shell has to stay
 	waitFor(t, "some memory in use", func() bool { s, err := g.Stats(); return err == nil && s.Memory.Usage > 2<<20 })
 	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20)), CheckBeforeUpdate: ptr(true)}})
 	if !errdefs.Is(err, errdefs.Conflict) {
