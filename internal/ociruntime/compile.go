@@ -84,11 +84,24 @@ func Compile(spec *specs.Spec, o Options) (*initproc.Program, []*os.File, error)
 
 // Text is the program that Compile would write, for people and goldens.
 func Text(spec *specs.Spec, o Options) (string, error) {
+	if err := validate(spec, o); err != nil {
+		return "", err
+	}
 	c := &compiler{Builder: initproc.NewBuilder(), spec: spec, proc: spec.Process, o: o}
 	if err := c.all(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("clone %#x\n%s", c.prog.Clone, c.Text()), nil
+	return fmt.Sprintf("clone %s\n%s", flagNames(c.prog.Clone), c.Text()), nil
+}
+
+func flagNames(flags uint64) string {
+	var out []string
+	for _, t := range joinOrder {
+		if flags&cloneFlag[t] != 0 {
+			out = append(out, string(t))
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 func validate(spec *specs.Spec, o Options) error {
@@ -169,7 +182,7 @@ func validateSysctls(spec *specs.Spec, has map[specs.LinuxNamespaceType]bool) er
 // all writes the whole program.
 func (c *compiler) all() error {
 	c.root, c.null, c.empty = c.NewReg(), c.NewReg(), c.NewReg()
-	steps := []func() error{c.begin, c.cgroups, c.namespaces, c.identity, c.names, c.propagation, c.openRoot, c.mounts, c.devices, c.terminal,
+	steps := []func() error{c.begin, c.cgroups, c.namespaces, c.identity, c.names, c.propagation, c.openRoot, c.mounts, c.devices, c.makeCwd, c.terminal,
 		c.hide, c.stageCreate, c.enterRoot, c.sysctls, c.limits, c.become, c.exec}
 	for _, f := range steps {
 		if err := f(); err != nil {

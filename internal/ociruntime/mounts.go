@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -246,10 +247,34 @@ func (c *compiler) mounts() error {
 	return nil
 }
 
+// insideProc are the files of /proc that may be mounted over: they tell a
+// container about its own limits.
+var insideProc = []string{"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
+	"/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled"}
+
+// checkProc refuses a mount that would fake /proc to the container's own tools.
+func checkProc(m specs.Mount, isBind bool) error {
+	dest := path.Clean("/" + m.Destination)
+	switch {
+	case dest == "/proc" && !isBind && m.Type != "proc":
+		return invalid("mount %q: only a proc file system can be there", m.Destination)
+	case dest == "/proc" && isBind:
+		if t, err := linux.FilesystemOf(m.Source); err == nil && t != unix.PROC_SUPER_MAGIC {
+			return invalid("mount %q: only a proc file system can be there", m.Destination)
+		}
+	case strings.HasPrefix(dest, "/proc/") && !slices.Contains(insideProc, dest):
+		return invalid("mount %q: it is inside /proc", m.Destination)
+	}
+	return nil
+}
+
 func (c *compiler) mount(i int, m specs.Mount) error {
 	o := parseOptions(m.Options)
 	isBind := o.bind || m.Type == "bind" || c.o.MountFDs[i] != nil
 	o.idmap = o.idmap || len(m.UIDMappings) > 0
+	if err := checkProc(m, isBind && c.o.MountFDs[i] == nil); err != nil {
+		return err
+	}
 	c.Step("mount %q on %q", describeMount(m), m.Destination)
 	switch {
 	case isBind:
@@ -610,6 +635,12 @@ func (c *compiler) ownDev() bool {
 	return true
 }
 
+// hasKcore reports whether the kernel shows its memory, for the link in /dev.
+var hasKcore = sync.OnceValue(func() bool {
+	_, err := os.Stat("/proc/kcore")
+	return err == nil
+})
+
 func (c *compiler) devices() error {
 	if !c.ownDev() {
 		return nil
@@ -620,24 +651,31 @@ func (c *compiler) devices() error {
 		d.Path = path.Clean(d.Path)
 		list = append(list, d)
 	}
+	c.Step("open /dev")
+	dev, err := c.KeepReg()
+	if err != nil {
+		return err
+	}
+	c.MkPath(c.root, "/dev", false, 0o755).Into(dev)
 	for _, d := range list {
-		if err := c.device(d); err != nil {
+		if err := c.device(dev, d); err != nil {
 			return err
 		}
 	}
 	c.Step("make the links in /dev")
-	dev, _ := c.inRoot("/dev", unix.O_DIRECTORY)
 	for _, l := range [][2]string{{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}} {
 		c.Call("symlinkat", unix.SYS_SYMLINKAT, c.Str(l[0]), dev, c.Str(l[1])).Ignore(unix.EEXIST)
 	}
-	if _, err := os.Stat("/proc/kcore"); err == nil {
+	if hasKcore() {
 		c.Call("symlinkat", unix.SYS_SYMLINKAT, c.Str("/proc/kcore"), dev, c.Str("core")).Ignore(unix.EEXIST)
 	}
 	c.Call("close", unix.SYS_CLOSE, dev)
 	return nil
 }
 
-func (c *compiler) device(d specs.LinuxDevice) error {
+// device makes one. Its mode needs no change afterwards, which could hit
+// something else by then: the umask is zero.
+func (c *compiler) device(dev initproc.Reg, d specs.LinuxDevice) error {
 	kinds := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 	kind, ok := kinds[d.Type]
 	if !ok {
@@ -657,14 +695,16 @@ func (c *compiler) device(d specs.LinuxDevice) error {
 	c.Step("make the device %q", d.Path)
 	dir, name := path.Split(d.Path)
 	bind, exists, done := c.NewLabel(), c.NewLabel(), c.NewLabel()
-	parent := c.target(dir, true)
+	parent := dev
+	if dir != "/dev/" {
+		parent = c.target(dir, true)
+	}
 	rdev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	if c.inUser() && d.Type != "p" {
 		c.Jump(bind)
 	} else {
 		r := c.NewReg()
 		c.Call("mknodat", unix.SYS_MKNODAT, parent, c.Str(name), int(kind|mode), rdev).Into(r).On(exists, unix.EEXIST, unix.EPERM)
-		c.Call("fchmodat", unix.SYS_FCHMODAT, parent, c.Str(name), int(mode))
 		if uid != 0 || gid != 0 {
 			c.Call("fchownat", unix.SYS_FCHOWNAT, parent, c.Str(name), int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
 		}
@@ -699,7 +739,9 @@ func (c *compiler) device(d specs.LinuxDevice) error {
 	c.Call("open_tree", unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Str(d.Path), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC).Into(t)
 	c.Call("move_mount", unix.SYS_MOVE_MOUNT, t, c.Str(""), p, c.Str(""), emptyBoth)
 	c.Mark(done)
-	c.Call("close", unix.SYS_CLOSE, parent)
+	if parent != dev {
+		c.Call("close", unix.SYS_CLOSE, parent)
+	}
 	return nil
 }
 
@@ -786,6 +828,19 @@ func (c *compiler) hide() error {
 	for _, p := range c.spec.Linux.MaskedPaths {
 		c.mask(p)
 	}
+	return nil
+}
+
+// makeCwd makes the working directory where it is missing, as runc does.
+func (c *compiler) makeCwd() error {
+	if c.proc.Cwd == "/" {
+		return nil
+	}
+	c.Step("make the working directory %q", c.proc.Cwd)
+	r, skip := c.NewReg(), c.NewLabel()
+	c.MkPath(c.root, c.proc.Cwd, false, 0o755).Into(r).On(skip, unix.EROFS, unix.ENOTDIR, unix.ELOOP, unix.EACCES)
+	c.Call("close", unix.SYS_CLOSE, r)
+	c.Mark(skip)
 	return nil
 }
 

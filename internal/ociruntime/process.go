@@ -281,6 +281,8 @@ func (c *compiler) user(keepAdmin bool) (*capSets, error) {
 			c.Call("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0).Ignore(unix.EINVAL)
 		}
 	}
+	c.ownStdio()
+	went := c.enterCwd()
 	c.Step("keep capabilities over the change of user")
 	c.Call("prctl", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 	c.Step("set the groups %v", u.AdditionalGids)
@@ -296,7 +298,7 @@ func (c *compiler) user(keepAdmin bool) (*capSets, error) {
 	c.Call("setresgid", unix.SYS_SETRESGID, int(u.GID), int(u.GID), int(u.GID))
 	c.Step("become the user %d", u.UID)
 	c.Call("setresuid", unix.SYS_SETRESUID, int(u.UID), int(u.UID), int(u.UID))
-	c.cwd()
+	c.cwd(went)
 	c.Step("set the capabilities")
 	var extra uint64
 	if keepAdmin {
@@ -312,11 +314,42 @@ func (c *compiler) user(keepAdmin bool) (*capSets, error) {
 	return caps, nil
 }
 
-// cwd goes to the working directory and makes sure that it lies in the root: a
-// descriptor of the host left open could lead out of it (CVE-2024-21626).
-func (c *compiler) cwd() {
+// ownStdio gives the app's user the pipes or the terminal that it writes to, so
+// that it can open /dev/stdout anew.
+func (c *compiler) ownStdio() {
+	if c.proc.User.UID == 0 && !c.inUser() {
+		return
+	}
+	c.Step("give the user its standard streams")
+	st := c.Data(make([]byte, 256))
+	for fd := range 3 {
+		skip, rdev := c.NewLabel(), c.NewReg()
+		c.Call("fstat", unix.SYS_FSTAT, fd, st).On(skip, unix.EBADF)
+		c.Load(rdev, st+statRdev, 8)
+		c.JumpIf(skip, rdev, unix.Mkdev(1, 3), ^uint64(0)) // everybody's /dev/null
+		c.Call("fchown", unix.SYS_FCHOWN, fd, int(c.proc.User.UID), -1).Ignore(unix.EINVAL, unix.EPERM, unix.EROFS)
+		c.Mark(skip)
+	}
+}
+
+// enterCwd tries the working directory with the rights of root: the user may
+// have none to the directories above it.
+func (c *compiler) enterCwd() initproc.Reg {
+	r := c.NewReg()
 	c.Step("go to the working directory %q", c.proc.Cwd)
+	c.Call("chdir", unix.SYS_CHDIR, c.Str(c.proc.Cwd)).Into(r).Ignore(unix.EACCES, unix.EPERM)
+	return r
+}
+
+// cwd goes to the working directory as the user, unless root could, and makes
+// sure that it lies in the root: a descriptor of the host left open could lead
+// out of it (CVE-2024-21626).
+func (c *compiler) cwd(went initproc.Reg) {
+	c.Step("go to the working directory %q", c.proc.Cwd)
+	there := c.NewLabel()
+	c.JumpIf(there, went, 0, ^uint64(0))
 	c.Call("chdir", unix.SYS_CHDIR, c.Str(c.proc.Cwd))
+	c.Mark(there)
 	buf := c.Data(make([]byte, 4096))
 	first, inside, long := c.NewReg(), c.NewLabel(), c.NewLabel()
 	c.Call("getcwd", unix.SYS_GETCWD, buf, 4096).On(long, unix.ERANGE, unix.ENAMETOOLONG)

@@ -283,7 +283,7 @@ func TestErrorsNameTheStep(t *testing.T) {
 		"missing source": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/no/such", Options: []string{"bind"}})
 		}, `mount "/no/such" on "/x": no such file or directory`},
-		"cwd":     {func(s *specs.Spec) { s.Process.Cwd = "/not/there" }, `go to the working directory "/not/there": no such file or directory`},
+		"cwd":     {func(s *specs.Spec) { s.Process.Cwd = "/bin/busybox" }, `go to the working directory "/bin/busybox": not a directory`},
 		"sysctl":  {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} }, "it would change the host"},
 		"two":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.x": "1\nkernel.panic=1"} }, "newline"},
 		"ns type": {func(s *specs.Spec) { s.Linux.Namespaces[0].Type = "pud" }, `no namespace type "pud"`},
