@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/net/publicsuffix"
 )
@@ -27,6 +26,9 @@ import (
 //     internet cannot name a private, link-local or loopback address;
 //   - an account goes to the registry's own host or registrable domain, and
 //     elsewhere only after somebody has logged in through that server.
+
+// maxTransports is how many hosts' connections are kept.
+const maxTransports = 256
 
 // reach says how close to this machine an address is.
 type reach int
@@ -92,34 +94,42 @@ func (c *Client) guarded(u *url.URL, allowed reach) (*http.Transport, error) {
 		return nil, err
 	}
 	conf.InsecureSkipVerify = insecure
-	t = c.newTransport(conf, &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second})
+	t = c.newTransport(conf)
 	if p, err := c.o.Proxy(&http.Request{Method: http.MethodGet, URL: u}); err == nil && p == nil {
-		t.DialContext = dialNoCloser(allowed)
+		t.DialContext = c.dialNoCloser(allowed)
 		t.Proxy = nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Registries choose these names; they must not fill the memory.
+	if len(c.transports) >= maxTransports {
+		for k, old := range c.transports {
+			if strings.HasPrefix(k, "guarded ") {
+				old.CloseIdleConnections()
+				delete(c.transports, k)
+			}
+		}
+	}
 	c.transports[key] = t
 	return t, nil
 }
 
-func dialNoCloser(allowed reach) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func (c *Client) dialNoCloser(allowed reach) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(addr)
 		if err != nil {
 			return nil, err
 		}
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		addrs, err := c.lookup(ctx, host)
 		if err != nil {
 			return nil, err
 		}
-		d := net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
 		last := fmt.Errorf("%s is at an address closer to this machine than the registry: %w", host, errRefused)
 		for _, a := range addrs {
 			if reachOf(a) > allowed {
 				continue
 			}
-			conn, err := d.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
+			conn, err := c.dial(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
 			if err == nil {
 				return conn, nil
 			}

@@ -97,6 +97,8 @@ type Client struct {
 	log      *slog.Logger
 	insecure []netip.Prefix
 	hosts    []string // insecure by name
+	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
+	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu         sync.Mutex
 	transports map[string]*http.Transport // by host[:port]; guarded by mu
@@ -132,6 +134,10 @@ func New(o Options) *Client {
 		transports: map[string]*http.Transport{}, tokens: map[tokenKey]token{}, plain: map[string]bool{},
 		peers: map[string]netip.Addr{}, basic: map[string]bool{}, realms: loadRealms(o.RealmsFile),
 	}
+	c.lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	}
+	c.dial = (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	for _, s := range o.Insecure {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			c.insecure = append(c.insecure, p.Masked())
@@ -202,7 +208,7 @@ func (c *Client) insecureByAddress(ctx context.Context, host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	addrs, err := c.lookup(ctx, name)
 	if err != nil || len(addrs) == 0 {
 		return false
 	}
@@ -285,7 +291,7 @@ func (c *Client) transport(host string, insecure bool) (*http.Transport, error) 
 		return nil, err
 	}
 	conf.InsecureSkipVerify = insecure
-	t = c.newTransport(conf, &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second})
+	t = c.newTransport(conf)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if made := c.transports[key]; made != nil {
@@ -295,9 +301,9 @@ func (c *Client) transport(host string, insecure bool) (*http.Transport, error) 
 	return t, nil
 }
 
-func (c *Client) newTransport(conf *tls.Config, d *net.Dialer) *http.Transport {
+func (c *Client) newTransport(conf *tls.Config) *http.Transport {
 	return &http.Transport{
-		Proxy: c.o.Proxy, DialContext: d.DialContext, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+		Proxy: c.o.Proxy, DialContext: c.dial, TLSClientConfig: conf, ForceAttemptHTTP2: true,
 		TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: 2 * c.o.Stall, ExpectContinueTimeout: time.Second,
 		MaxIdleConnsPerHost: 8, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 256 << 10,
 		DisableCompression: true, // blobs are what their digest says, not what a header does
