@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
@@ -188,14 +189,29 @@ func TestMounts(t *testing.T) {
 
 func BenchmarkPrepareMountRemove(b *testing.B) {
 	testenv.NeedRoot(b)
-	s := open(b, b.TempDir(), "")
-	top := layered(b, s, 5)
-	for i := 0; b.Loop(); i++ {
-		key := fmt.Sprint("c", i)
-		must(b, s.Prepare(ctx, key, top))
-		f, err := s.MountFD(ctx, key, MountOptions{})
-		must(b, err)
-		f.Close()
-		must(b, s.Remove(ctx, key))
+	for _, volatile := range []bool{false, true} {
+		b.Run(fmt.Sprintf("volatile=%v", volatile), func(b *testing.B) {
+			s := open(b, b.TempDir(), "")
+			top := layered(b, s, 5)
+			var took [4]time.Duration
+			n := 0
+			for ; b.Loop(); n++ {
+				key := fmt.Sprint("c", n)
+				at := time.Now()
+				lap := func(i int) { took[i] += time.Since(at); at = time.Now() }
+				must(b, s.Prepare(ctx, key, top))
+				lap(0)
+				f, err := s.MountFD(ctx, key, MountOptions{Volatile: volatile})
+				must(b, err)
+				lap(1)
+				f.Close()
+				lap(2)
+				must(b, s.Remove(ctx, key))
+				lap(3)
+			}
+			for i, what := range []string{"prepare", "mount", "umount", "remove"} {
+				b.ReportMetric(float64(took[i].Microseconds())/float64(n), "µs/"+what)
+			}
+		})
 	}
 }
