@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
+	"github.com/onggi/onggi/internal/linux/cgroup/systemd"
 	"github.com/onggi/onggi/internal/ociruntime"
 	"github.com/onggi/onggi/internal/ociruntime/initproc"
 	"github.com/onggi/onggi/internal/undo"
@@ -145,6 +146,11 @@ func (g *global) create(id string, b *bundle, o *creation, later bool) (_ *conta
 	if spec.Root != nil {
 		c.Rootfs = spec.Root.Path
 	}
+	defer func() {
+		if c.placeholder != nil {
+			c.placeholder.Kill()
+		}
+	}()
 	if err := g.makeDir(c); err != nil {
 		return nil, nil, err
 	}
@@ -293,6 +299,12 @@ func (g *global) makeGroup(c *container) (*cgroup.Group, error) {
 		}
 		o = so
 		o.Rootless = rootless
+		// systemd makes no scope without a process in it.
+		placeholder, err := ociruntime.Placeholder()
+		if err != nil {
+			return nil, err
+		}
+		o.Pid, c.placeholder = placeholder.PID, placeholder
 		if c.CgroupArg == "" {
 			c.CgroupArg = "system.slice:onggi:" + c.ID
 		}
@@ -313,7 +325,10 @@ func (g *global) makeGroup(c *container) (*cgroup.Group, error) {
 }
 
 func systemdOptions() (cgroup.Options, error) {
-	return cgroup.Options{}, errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "--systemd-cgroup: systemd does not run here"), "the cgroupfs driver")
+	if !systemd.Running() {
+		return cgroup.Options{}, errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "--systemd-cgroup: systemd does not run here"), "run without it")
+	}
+	return cgroup.Options{Systemd: true, Units: systemd.New()}, nil
 }
 
 // stdio is what the container inherits.

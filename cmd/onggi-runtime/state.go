@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
+	"github.com/onggi/onggi/internal/ociruntime/initproc"
 )
 
 // Names in a container's directory.
@@ -47,6 +48,8 @@ type container struct {
 	Spec  *specs.Spec // what Config says
 	dir   string
 	known *cgroup.Group // made by this call
+
+	placeholder *initproc.Process // keeps systemd's scope alive until the container is in it
 }
 
 func checkID(id string) error {

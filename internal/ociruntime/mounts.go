@@ -602,6 +602,18 @@ func (c *compiler) mapsOf(m specs.Mount) (*os.File, error) {
 
 // userNamespace makes one that nobody lives in, for its maps.
 func userNamespace(uids, gids []initproc.IDMap) (*os.File, error) {
+	proc, err := waiting(&initproc.Program{Clone: unix.CLONE_NEWUSER, UIDMap: uids, GIDMap: gids})
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Kill()
+	return os.Open(fmt.Sprintf("/proc/%d/ns/user", proc.PID))
+}
+
+// Placeholder starts a process that only waits to be killed.
+func Placeholder() (*initproc.Process, error) { return waiting(&initproc.Program{}) }
+
+func waiting(like *initproc.Program) (*initproc.Process, error) {
 	b := initproc.NewBuilder()
 	b.Step("wait")
 	b.Ready()
@@ -609,13 +621,8 @@ func userNamespace(uids, gids []initproc.IDMap) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Clone, p.UIDMap, p.GIDMap = unix.CLONE_NEWUSER, uids, gids
-	proc, err := initproc.Start(p, nil, initproc.Stdio{})
-	if err != nil {
-		return nil, err
-	}
-	defer proc.Kill()
-	return os.Open(fmt.Sprintf("/proc/%d/ns/user", proc.PID))
+	p.Clone, p.UIDMap, p.GIDMap = like.Clone, like.UIDMap, like.GIDMap
+	return initproc.Start(p, nil, initproc.Stdio{})
 }
 
 // defaultDevices are those that the specification demands.
