@@ -27,13 +27,13 @@ import (
 
 // inNamespace runs the calling test again in a mount namespace of its own, and
 // reports whether this is the run inside.
-func inNamespace(t *testing.T) bool {
+func inNamespace(t *testing.T, programs ...string) bool {
 	t.Helper()
 	testenv.NeedRoot(t)
 	if os.Getenv("ONGGI_TEST_INSIDE") == t.Name() {
 		return true
 	}
-	for _, p := range []string{"mkfs.ext4", "unshare", "mount"} {
+	for _, p := range append(programs, "unshare", "mount") {
 		if _, err := exec.LookPath(p); err != nil {
 			t.Skipf("needs %s", p)
 		}
@@ -86,7 +86,7 @@ func blobOf(rng *rand.Rand) []byte {
 // acknowledged is there and whole, what is there is whole, and the stores open
 // and work without help.
 func TestPowerCutsOfADisk(t *testing.T) {
-	if !inNamespace(t) {
+	if !inNamespace(t, "mkfs.ext4") {
 		return
 	}
 	dir := t.TempDir()

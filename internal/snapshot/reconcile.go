@@ -53,7 +53,18 @@ func (s *Store) reconcile() error {
 	if err := s.tidy(have); err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *metadb.Tx) error { return tx.Put(bootBucket, "boot", bootRecord{ID: s.o.BootID}) })
+	return s.putBoot(bootRecord{ID: s.o.BootID})
+}
+
+// putBoot must succeed on a full disk, too: what replaces a record may use the
+// database's reserve.
+func (s *Store) putBoot(r bootRecord) error {
+	return s.db.Update(func(tx *metadb.Tx) error {
+		if err := tx.Delete(bootBucket, "boot"); err != nil {
+			return err
+		}
+		return tx.Put(bootBucket, "boot", r)
+	})
 }
 
 func (s *Store) readLayer(key string, raw json.RawMessage) error {

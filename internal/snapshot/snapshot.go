@@ -190,7 +190,7 @@ func (s *Store) Close() error {
 	s.workers.Wait()
 	err := s.Sync(context.Background())
 	if err == nil {
-		err = s.db.Update(func(tx *metadb.Tx) error { return tx.Put(bootBucket, "boot", bootRecord{s.o.BootID, true}) })
+		err = s.putBoot(bootRecord{s.o.BootID, true})
 	}
 	if err == nil {
 		err = s.db.Sync()
