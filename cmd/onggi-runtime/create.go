@@ -371,7 +371,7 @@ func (g *global) createHooks(c *container, proc *initproc.Process) error {
 	state := c.hookState(specs.StateCreating)
 	state.Pid = proc.PID
 	before := *state
-	before.Status = specs.StateCreated // what prestart hooks have always read
+	before.Status = specs.StateCreated                                                // what prestart hooks have always read
 	if err := ociruntime.RunHooks(ctx, "prestart", h.Prestart, &before); err != nil { //nolint:staticcheck // deprecated, and used
 		return err
 	}
