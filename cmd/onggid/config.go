@@ -57,6 +57,7 @@ type config struct {
 	pidsLimit                 int
 
 	showVersion, validateOnly, cleanup bool
+	salvage                            bool
 
 	set   map[string]bool // names of the flags given
 	notes []string        // said at start
@@ -95,6 +96,8 @@ func settings(c *config) []setting {
 		{flag: "version", short: "v", usage: "print the version", to: &c.showVersion},
 		{flag: "validate", usage: "check the configuration and exit", to: &c.validateOnly},
 		{flag: "cleanup", usage: "end what a stopped engine of these directories left running, and exit", to: &c.cleanup},
+
+		{flag: "salvage-records", usage: "start with damaged records, without those that cannot be read", to: &c.salvage},
 
 		{flag: "insecure-registry", key: "insecure-registries", usage: "registry, or range of addresses, that may be spoken to without TLS", to: &c.insecure},
 		{flag: "registry-mirror", key: "registry-mirrors", usage: "mirror of Docker Hub", to: &c.mirrors},

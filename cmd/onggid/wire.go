@@ -51,13 +51,13 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	}()
 	bus := events.New()
 	part := func(name string) *slog.Logger { return log.With("part", name) }
-	if s.db, err = metadb.Open(filepath.Join(c.dataRoot, "meta"), metadb.Options{Logger: part("metadb")}); err != nil {
+	if s.db, err = metadb.Open(filepath.Join(c.dataRoot, "meta"), metadb.Options{Logger: part("metadb"), Salvage: c.salvage}); err != nil {
 		return s, err
 	}
 	if s.content, err = content.Open(filepath.Join(c.dataRoot, "content")); err != nil {
 		return s, err
 	}
-	if s.snapshots, err = snapshot.Open(filepath.Join(c.dataRoot, "snapshots"), s.db, snapshot.Options{}); err != nil {
+	if s.snapshots, err = snapshot.Open(filepath.Join(c.dataRoot, "snapshots"), s.db, snapshot.Options{Logger: part("snapshot")}); err != nil {
 		return s, err
 	}
 	registries := registry.Options{

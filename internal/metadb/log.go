@@ -159,6 +159,7 @@ func (db *DB) replay(name string, h header, b []byte, lf *logFile) (end int64, c
 				return int64(off), false, db.damaged(name, int64(off), fmt.Errorf("%w; %d later changes are sound", err, next.count))
 			}
 			db.o.Logger.Error("records were lost", "log", name, "from", off, "to", at)
+			db.salvaged = true
 			lost++
 			off = at
 			continue
@@ -183,6 +184,7 @@ func (db *DB) replay(name string, h header, b []byte, lf *logFile) (end int64, c
 			if !db.o.Salvage {
 				return int64(off), false, db.damaged(name, int64(off-n), err)
 			}
+			db.salvaged = true
 			lost++
 		}
 	}
@@ -357,7 +359,11 @@ func (db *DB) restart(generation, seq uint64) error {
 	}
 	db.log, db.synced, db.changed = lf, lf.seq, lf.seq
 	if generation > 0 {
-		db.fs.Remove(logName(generation))
+		if db.salvaged {
+			db.fs.Rename(logName(generation), logName(generation)+".damaged")
+		} else {
+			db.fs.Remove(logName(generation))
+		}
 	}
 	db.reserveLocked()
 	return nil

@@ -10,6 +10,7 @@
 //
 //	<dir>/lock        held by the one process that has the database open
 //	<dir>/log.<n>     the records; the highest n counts
+//	<dir>/log.<n>.damaged  a log that Options.Salvage went over, kept for people
 //	<dir>/log.<n>.new a log being written by compaction; worthless
 //	<dir>/spare       space to give up when the disk is full
 //
@@ -80,16 +81,17 @@ type DB struct {
 	dir  string
 	lock io.Closer
 
-	write   sync.Mutex // serialises Updates, and guards what follows
-	log     *logFile   // where frames go; replaced with syncMu held too
-	next    *logFile   // a second log that frames also go to
-	changed uint64     // the last frame of log that changes something
-	synced  uint64     // the last frame of log known to be on disk
-	broken  error      // the last sync went wrong
-	busy    bool       // a compaction runs
-	retry   time.Time  // not before then another, after one that failed
-	done    bool       // closed
-	buf     []byte
+	write    sync.Mutex // serialises Updates, and guards what follows
+	log      *logFile   // where frames go; replaced with syncMu held too
+	next     *logFile   // a second log that frames also go to
+	changed  uint64     // the last frame of log that changes something
+	synced   uint64     // the last frame of log known to be on disk
+	broken   error      // the last sync went wrong
+	busy     bool       // a compaction runs
+	retry    time.Time  // not before then another, after one that failed
+	done     bool       // closed
+	salvaged bool       // the log that was found is kept beside the new one
+	buf      []byte
 
 	mu      sync.RWMutex
 	buckets map[string]map[string]json.RawMessage // guarded by mu
