@@ -10,7 +10,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -127,14 +126,10 @@ func (e *env) runOnce(ctx context.Context, r api.RunRequest, c *createFlags, sig
 		return err
 	}
 	defer run.Close()
-	input := sync.OnceFunc(func() {
-		if r.Attach.Stdin {
-			go e.sendInput(run)
-		}
-	})
 	restore := func() {}
 	defer func() { restore() }()
 	var buf []byte
+	var id string
 	for {
 		stream, data, err := run.Next(buf)
 		if err == io.EOF {
@@ -162,15 +157,12 @@ func (e *env) runOnce(ctx context.Context, r api.RunRequest, c *createFlags, sig
 			case ev.Error != nil:
 				return ev.Error
 			case ev.ID != "":
+				id = ev.ID
 				if err := c.created(ev.ID); err != nil {
 					return err
 				}
 				if r.Detach {
-					fmt.Fprintln(e.out, ev.ID)
-				}
-			case ev.Started:
-				if r.Detach {
-					return nil
+					break // it still has to start
 				}
 				if c.tty && isTerminal(e.in) {
 					restore = e.rawMode()
@@ -182,8 +174,13 @@ func (e *env) runOnce(ctx context.Context, r api.RunRequest, c *createFlags, sig
 				if sigProxy && !c.tty {
 					onSignal(ctx, func(name string) { run.Control(api.RunControl{Signal: name}) })
 				}
-				input()
+				if r.Attach.Stdin {
+					go e.sendInput(run)
+				}
 			case ev.Detached:
+				if r.Detach {
+					fmt.Fprintln(e.out, id)
+				}
 				return nil
 			case ev.Exit != nil:
 				if *ev.Exit != 0 {
