@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -89,7 +88,7 @@ func loadBundle(dir string) (*bundle, error) {
 		return nil, err
 	}
 	spec := &specs.Spec{}
-	if err := json.Unmarshal(raw, spec); err != nil {
+	if err := decodeConfig(raw, spec); err != nil {
 		return nil, errdefs.Newf(errdefs.Invalid, "read", file, "%w", err)
 	}
 	if spec.Root != nil && spec.Root.Path != "" && !filepath.IsAbs(spec.Root.Path) {

@@ -80,7 +80,7 @@ func (g *global) load(id string) (*container, error) {
 		return nil, fmt.Errorf("read the state of container %q: %w", id, err)
 	}
 	c.Spec = &specs.Spec{}
-	if err := json.Unmarshal(c.Config, c.Spec); err != nil {
+	if err := decodeConfig(c.Config, c.Spec); err != nil {
 		return nil, fmt.Errorf("read the configuration of container %q: %w", id, err)
 	}
 	return c, nil
