@@ -32,6 +32,7 @@ import (
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/version"
 	bkworker "github.com/moby/buildkit/worker"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -83,6 +84,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		p.logger = slog.New(slog.DiscardHandler)
 	}
 	quietBuildKit(p.logger)
+	version.Version = buildKitVersion()
 	if err := os.MkdirAll(p.root, 0o700); err != nil {
 		return nil, err
 	}

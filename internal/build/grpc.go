@@ -4,9 +4,11 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"runtime/debug"
 
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/version"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -52,6 +54,19 @@ func newServer() *grpc.Server {
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)
+}
+
+// buildKitVersion tells clients whose protocol we speak: they ask for features
+// by it.
+func buildKitVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, d := range info.Deps {
+			if d.Path == version.Package {
+				return d.Version
+			}
+		}
+	}
+	return "v0.34.2" // tests have no such information
 }
 
 // quietBuildKit sends what BuildKit logs to our logger.

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/exporter"
@@ -141,7 +143,10 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	names := o.names(src, *desc)
+	names, err := o.names(src, *desc)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	resp := map[string]string{exptypes.ExporterImageDigestKey: desc.Digest.String()}
 	if c, ok := desc.Annotations[exptypes.ExporterConfigDigestKey]; ok {
 		resp[exptypes.ExporterImageConfigDigestKey] = c
@@ -189,22 +194,32 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 }
 
 // names lists what the image is to be called.
-func (o *imageOutput) names(src *exporter.Source, desc ocispecs.Descriptor) []string {
+func (o *imageOutput) names(src *exporter.Source, desc ocispecs.Descriptor) ([]string, error) {
 	name := o.opts.ImageName
 	if n, ok := src.Metadata["image.name"]; name == "*" && ok {
 		name = string(n)
 	}
 	var out []string
 	for n := range strings.SplitSeq(name, ",") {
-		if n != "" {
-			out = append(out, n)
+		if n == "" {
+			continue
+		}
+		ref, err := reference.ParseNormalizedNamed(n)
+		if err != nil {
+			return nil, errdefs.New(errdefs.Invalid, "name", fmt.Sprintf("image %q", n), err)
+		}
+		if !o.byDigest {
+			ref = reference.TagNameOnly(ref)
+		}
+		if full := ref.String(); !slices.Contains(out, full) {
+			out = append(out, full)
 		}
 	}
 	if o.danglingName != "" && (!o.danglingOnly || len(out) == 0) && o.kind != "moby" && o.w.o.Images == nil {
 		// Our store keeps images without a name; only others need one made up.
 		out = append(out, o.danglingName+"@"+desc.Digest.String())
 	}
-	return out
+	return out, nil
 }
 
 // register gives the image of the machine's platform to the store, or of the
