@@ -897,9 +897,16 @@ func (c *compiler) mask(p string) {
 	c.Mark(dir)
 	c.Call("close", unix.SYS_CLOSE, t)
 	m := c.NewReg()
-	c.Call("open_tree", unix.SYS_OPEN_TREE, c.empty, c.Str(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH).Into(m)
+	first, done := c.NewLabel(), c.NewLabel()
+	c.Call("open_tree", unix.SYS_OPEN_TREE, c.empty, c.Str(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH).Into(m).On(first, unix.EINVAL)
 	c.Call("move_mount", unix.SYS_MOVE_MOUNT, m, c.Str(""), at, c.Str(""), emptyBoth)
 	c.Call("close", unix.SYS_CLOSE, m)
+	c.Jump(done)
+	// Before Linux 6.15 a mount can be cloned only once it is attached: the
+	// first directory gets the mount itself, and the others its clones.
+	c.Mark(first)
+	c.Call("move_mount", unix.SYS_MOVE_MOUNT, c.empty, c.Str(""), at, c.Str(""), emptyBoth)
+	c.Mark(done)
 	c.Call("close", unix.SYS_CLOSE, at)
 	c.Mark(next)
 }
