@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/ociruntime/initproc"
 	"github.com/onggi/onggi/internal/testenv"
 )
@@ -24,6 +25,20 @@ func inUserNamespace(s *specs.Spec) {
 	filepath.Walk(s.Root.Path, func(p string, fi os.FileInfo, err error) error {
 		return os.Lchown(p, 100000, 100000)
 	})
+}
+
+// kernel skips a test on older kernels.
+func kernel(t *testing.T, major, minor int) {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
+	if a < major || a == major && b < minor {
+		t.Skipf("Linux %d.%d is older than %d.%d", a, b, major, minor)
+	}
 }
 
 func withoutNamespace(s *specs.Spec, t specs.LinuxNamespaceType) {
@@ -39,6 +54,9 @@ func withoutNamespace(s *specs.Spec, t specs.LinuxNamespaceType) {
 // The host directories above a bind's source are closed to the container's
 // root.
 func TestBindsIntoAUserNamespace(t *testing.T) {
+	if fs, _ := linux.FilesystemOf(t.TempDir()); fs == unix.TMPFS_MAGIC {
+		kernel(t, 6, 3) // owners of a tmpfs cannot be mapped before
+	}
 	dir := filepath.Join(t.TempDir(), "closed", "data")
 	os.MkdirAll(dir, 0o755)
 	os.WriteFile(filepath.Join(dir, "f"), []byte("content\n"), 0o644)
@@ -68,6 +86,7 @@ func TestTimeAndUserNamespaceTogether(t *testing.T) {
 
 // Without a mount namespace of its own the container's mounts are nobody's.
 func TestNoMountNamespace(t *testing.T) {
+	kernel(t, 6, 15)
 	before, _ := os.ReadFile("/proc/self/mountinfo")
 	out := shell(t, "ls /; hostname; echo ok > /dev/null; test -r /proc/self/stat && echo proc", func(s *specs.Spec, o *Options) {
 		withoutNamespace(s, specs.MountNamespace)

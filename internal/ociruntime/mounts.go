@@ -252,6 +252,14 @@ func (c *compiler) mounts() error {
 var insideProc = []string{"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
 	"/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled"}
 
+// mountNeeds is what to know when mounting does not work.
+func (c *compiler) mountNeeds() string {
+	if c.ownMounts() {
+		return ""
+	}
+	return " (without a mount namespace of its own this needs Linux 6.15)"
+}
+
 // checkProc refuses a mount that would fake /proc to the container's own tools.
 func checkProc(m specs.Mount, isBind bool) error {
 	dest := path.Clean("/" + m.Destination)
@@ -275,7 +283,7 @@ func (c *compiler) mount(i int, m specs.Mount) error {
 	if err := checkProc(m, isBind && c.o.MountFDs[i] == nil); err != nil {
 		return err
 	}
-	c.Step("mount %q on %q", describeMount(m), m.Destination)
+	c.Step("mount %q on %q%s", describeMount(m), m.Destination, c.mountNeeds())
 	switch {
 	case isBind:
 		return c.bind(i, m, o)
