@@ -208,16 +208,15 @@ func splitWords(s string) ([]string, error) {
 
 // parsePairs reads key=value…, or the old form "key value".
 func parsePairs(s string) ([][2]string, error) {
-	first, rest, _ := strings.Cut(s, " ")
-	if !strings.Contains(first, "=") {
+	words, err := splitWords(s)
+	if err != nil {
+		return nil, err
+	}
+	if first, rest, _ := strings.Cut(s, " "); len(words) > 0 && !strings.Contains(words[0], "=") {
 		if rest == "" {
 			return nil, errdefs.Newf(errdefs.Invalid, "", "", "want key=value")
 		}
 		return [][2]string{{first, strings.TrimSpace(rest)}}, nil
-	}
-	words, err := splitWords(s)
-	if err != nil {
-		return nil, err
 	}
 	var out [][2]string
 	for _, w := range words {

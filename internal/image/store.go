@@ -213,6 +213,10 @@ func (s *Service) sweep() error {
 	if err != nil {
 		return err
 	}
+	loads, _ := filepath.Glob(filepath.Join(s.o.Dir, "load-*"))
+	for _, d := range loads {
+		os.RemoveAll(d)
+	}
 	dir := filepath.Join(s.o.Dir, "split")
 	list, err := os.ReadDir(dir)
 	if err != nil {
