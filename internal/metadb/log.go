@@ -24,6 +24,7 @@ type logFile struct {
 	size  int64  // where the next frame goes
 	alloc int64  // allocated up to here
 	seq   uint64 // of the last frame
+	known uint64 // of the last frame that the log itself says is on disk
 }
 
 // load reads the newest whole log, and starts another where that has none or
@@ -72,7 +73,9 @@ func (db *DB) load() error {
 			return db.fail("open", err)
 		}
 	}
-	db.log, db.synced, db.changed = lf, lf.seq, lf.seq
+	// What a killed process wrote last may not be on disk yet.
+	db.log, db.synced, db.changed = lf, lf.known, lf.seq
+	wake(db.kick)
 	db.reserveLocked()
 	return nil
 }
@@ -166,12 +169,14 @@ func (db *DB) replay(name string, h header, b []byte, lf *logFile) (end int64, c
 		}
 		off += n
 		last = f.seq
+		lf.known = max(lf.known, f.synced)
 		if len(f.payload) == 0 {
 			continue
 		}
 		switch f.payload[0] {
 		case kindSnapshot:
 			whole = true
+			lf.known = f.seq // it had no name before it was synced
 		case kindChanges:
 			err = decodeOps(f.payload[1:], func(o op) {
 				o.value = slices.Clone(o.value)

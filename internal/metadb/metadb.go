@@ -207,11 +207,15 @@ func (db *DB) Update(f func(*Tx) error) error {
 		db.applyLocked(o)
 	}
 	db.mu.Unlock()
+	wake(db.kick)
+	return nil
+}
+
+func wake(c chan struct{}) {
 	select {
-	case db.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 // applyLocked makes one change in memory. Preconditions: db.mu is held.
@@ -346,7 +350,7 @@ func (db *DB) syncHeld(lf *logFile, want uint64) error {
 		db.write.Unlock()
 		return nil
 	}
-	cur, next, seq, marks := db.log, db.next, db.log.seq, !db.done
+	cur, next, seq := db.log, db.next, db.log.seq
 	db.write.Unlock()
 	err := cur.f.Sync()
 	if next != nil {
@@ -361,7 +365,7 @@ func (db *DB) syncHeld(lf *logFile, want uint64) error {
 		return db.fail("sync", err)
 	}
 	db.synced = max(db.synced, seq)
-	if marks && db.log.alloc-db.log.size > db.o.Reserve/2 {
+	if db.log.alloc-db.log.size > db.o.Reserve/2 {
 		// Later damage in what was just synced must not look like a torn end.
 		db.log.write(make([]byte, frameHead), db.synced)
 	}

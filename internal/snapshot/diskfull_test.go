@@ -99,17 +99,29 @@ func fullDisk(t *testing.T, mnt string) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	refused("prepare", s.ss.Prepare(ctx, "new", "l1"))
-	_, err = s.ss.Stat("new")
-	if !errdefs.Is(err, errdefs.NotFound) {
-		t.Errorf("a refused snapshot: %v", err)
-	}
 	big, err := s.cs.Writer(ctx, "big", ocispec.Descriptor{})
 	if err == nil { // a file may still fit, but no byte in it
 		_, err = big.Write(make([]byte, 8<<10))
 		must(t, big.Discard())
 	}
 	refused("write", err)
+	var key string
+	var ahead []string // some directories are made ahead
+	for i := range 100 {
+		key = fmt.Sprint("new", i)
+		if err = s.ss.Prepare(ctx, key, "l19"); err != nil {
+			break
+		}
+		ahead = append(ahead, key)
+	}
+	refused("prepare", err)
+	_, err = s.ss.Stat(key)
+	if !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("a refused snapshot: %v", err)
+	}
+	for _, key := range ahead {
+		must(t, s.ss.Remove(ctx, key))
+	}
 	must(t, s.cs.Verify(ctx, digest.FromString("kept")))
 
 	// Restarting works, and so do changes for some time.
@@ -135,7 +147,7 @@ func fullDisk(t *testing.T, mnt string) {
 		t.Errorf("what was kept: %v", err)
 	}
 	// That made room.
-	must(t, s.ss.Prepare(ctx, "new", "l19"), s.db.Compact(), s.db.Sync())
+	must(t, s.ss.Prepare(ctx, "next", "l19"), s.db.Compact(), s.db.Sync())
 	s.close(t)
 	s = openAll(t, mnt)
 	if names, _ := s.ss.Names(""); len(names) != 2 {

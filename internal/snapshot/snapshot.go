@@ -115,6 +115,8 @@ type Store struct {
 	nextID uint64            // guarded by mu
 	closed bool              // guarded by mu
 
+	spares  chan uint64 // directories made ahead of Prepare
+	used    chan struct{}
 	syncMu  sync.Mutex // one syncfs at a time; order: syncMu → mu
 	kick    chan struct{}
 	dirty   chan struct{}
@@ -127,6 +129,7 @@ type Store struct {
 func Open(dir string, db *metadb.DB, o Options) (_ *Store, err error) {
 	s := &Store{dir: dir, db: db, o: o, log: o.Logger, d: linux.NoFD, trash: linux.NoFD,
 		names: map[string]*name{}, layers: map[uint64]*layer{}, dirs: map[uint64]int{},
+		spares: make(chan uint64, spareDirs), used: make(chan struct{}, 1),
 		kick: make(chan struct{}, 1), dirty: make(chan struct{}, 1), stop: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -166,6 +169,7 @@ func Open(dir string, db *metadb.DB, o Options) (_ *Store, err error) {
 	}
 	s.workers.Go(s.emptyTrash)
 	s.workers.Go(s.syncLater)
+	s.workers.Go(s.makeAhead)
 	return s, nil
 }
 
@@ -188,6 +192,10 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	close(s.stop)
 	s.workers.Wait()
+	close(s.spares)
+	for id := range s.spares {
+		s.dropDirs(id)
+	}
 	err := s.Sync(context.Background())
 	if err == nil {
 		err = s.putBoot(bootRecord{s.o.BootID, true})
@@ -262,8 +270,6 @@ func (s *Store) Prepare(ctx context.Context, key, parent string) error {
 	if err == nil {
 		p, err = s.parentLocked("prepare", parent)
 	}
-	s.nextID++
-	id := s.nextID
 	var below uint64
 	if p != nil {
 		below = p.rec.Dir
@@ -272,8 +278,8 @@ func (s *Store) Prepare(ctx context.Context, key, parent string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.makeDirs(id, below); err != nil {
-		s.dropDirs(id)
+	id, err := s.takeDirs(below)
+	if err != nil {
 		return s.fail("prepare", key, err)
 	}
 
@@ -315,20 +321,65 @@ func (s *Store) addLocked(l *layer) {
 	}
 }
 
-// makeDirs makes the two directories of an active snapshot. The root of the
+// spareDirs is how many pairs of directories are made ahead: making one costs a
+// file system with a journal more than all else that Prepare does.
+const spareDirs = 8
+
+// takeDirs gives the two directories of an active snapshot. The root of the
 // file system looks as that of the directory below.
-func (s *Store) makeDirs(id, below uint64) error {
-	upper := layerKey(id)
-	if err := s.d.Mkdir(upper, 0o755); err != nil {
-		return err
+func (s *Store) takeDirs(below uint64) (id uint64, err error) {
+	select {
+	case spare, ok := <-s.spares:
+		if id = spare; !ok {
+			return 0, errdefs.Newf(errdefs.Unavailable, "", "", "the store is closed")
+		}
+		wake(s.used)
+	default:
+		wake(s.used)
+		if id, err = s.makeDirs(); err != nil {
+			return 0, err
+		}
 	}
-	if err := s.d.Mkdir(workName(id), 0o700); err != nil {
-		return err
+	if below != 0 {
+		if err := s.copyRoot(layerKey(id), layerKey(below)); err != nil {
+			s.dropDirs(id)
+			return 0, err
+		}
 	}
-	if below == 0 {
-		return nil
+	return id, nil
+}
+
+func (s *Store) makeDirs() (id uint64, err error) {
+	s.mu.Lock()
+	s.nextID++
+	id = s.nextID
+	s.mu.Unlock()
+	err = s.d.Mkdir(layerKey(id), 0o755)
+	if err == nil {
+		err = s.d.Mkdir(workName(id), 0o700)
 	}
-	return s.copyRoot(upper, layerKey(below))
+	if err != nil {
+		s.dropDirs(id)
+	}
+	return id, err
+}
+
+// makeAhead keeps spare directories until Close. It starts with the first use.
+func (s *Store) makeAhead() {
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.used:
+		}
+		for len(s.spares) < spareDirs {
+			id, err := s.makeDirs()
+			if err != nil {
+				break // Prepare will meet it, too
+			}
+			s.spares <- id // never waits: nobody else sends
+		}
+	}
 }
 
 // copyRoot copies owner, mode, time and attributes of one directory to another.
