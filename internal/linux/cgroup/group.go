@@ -23,8 +23,8 @@ type Options struct {
 	// Units speaks to systemd; systemd.New() of the sub-package. It is needed
 	// with Systemd only, so that programs without it link no D-Bus.
 	Units Units
-	// Pid joins the group as it is made. systemd needs one, since a scope
-	// without a process cannot be; 0 is the caller itself... moved by nobody.
+	// Pid, if not 0, is a process that joins the group as it is made. systemd
+	// needs one, since it makes a scope around a process.
 	Pid int
 	// Properties are further unit properties for systemd, as in the
 	// annotations "org.systemd.property.*".
