@@ -217,11 +217,17 @@ func (c *compiler) cgroups() error {
 		return err
 	}
 	if dir != nil {
-		c.CloneInto(c.file(dir))
+		fd := c.file(dir)
+		c.CloneInto(fd)
+		c.Step("leave the directory of the control group")
+		c.Call("close", unix.SYS_CLOSE, fd)
 	}
 	for _, f := range tasks {
 		c.Step("join the control group %s", strings.TrimSuffix(f.Name(), "/tasks"))
-		c.Call("write", unix.SYS_WRITE, c.file(f), c.Str("0"), 1)
+		fd := c.file(f)
+		c.Call("write", unix.SYS_WRITE, fd, c.Str("0"), 1)
+		// Nothing of the host stays open for who could look into this process.
+		c.Call("close", unix.SYS_CLOSE, fd)
 	}
 	return nil
 }

@@ -512,7 +512,9 @@ func CompileExec(p *specs.Process, spec *specs.Spec, o ExecOptions) (*initproc.P
 		flags |= cloneFlag[n.Type]
 	}
 	c.Step("join the container's namespaces")
-	c.Call("setns", unix.SYS_SETNS, c.file(target), flags)
+	fd := c.file(target)
+	c.Call("setns", unix.SYS_SETNS, fd, flags)
+	c.Call("close", unix.SYS_CLOSE, fd)
 	if flags&unix.CLONE_NEWUSER != 0 {
 		c.rootIDs()
 	}
