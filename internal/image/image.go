@@ -230,6 +230,3 @@ type Usage struct {
 	Shared map[string]int64 // image ID → size of layers that others have too
 	Unique map[string]int64 // image ID → size of its own layers
 }
-
-// discard is a Progress function that nobody listens to.
-func discard(Progress) {}

@@ -45,11 +45,10 @@ type bundled struct {
 
 // Load reads images from an archive: an OCI layout, or Docker's format of any
 // age with a manifest.json, compressed or not.
-func (s *Service) Load(ctx context.Context, q LoadRequest, r io.Reader, report func(Progress)) (out []Loaded, err error) {
-	if report == nil {
-		report = discard
-	}
-	report = throttled(report)
+func (s *Service) Load(ctx context.Context, q LoadRequest, r io.Reader, listen func(Progress)) (out []Loaded, err error) {
+	rep := newReporter(listen)
+	defer rep.flush()
+	report := rep.report
 	dir, err := os.MkdirTemp(s.o.Dir, "load-")
 	if err != nil {
 		return nil, unpackError(err)

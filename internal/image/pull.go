@@ -160,11 +160,10 @@ func pullError(ref reference.Ref, err error) error {
 }
 
 // Pull fetches an image from its registry.
-func (s *Service) Pull(ctx context.Context, q PullRequest, report func(Progress)) (Image, error) {
-	if report == nil {
-		report = discard
-	}
-	report = throttled(report)
+func (s *Service) Pull(ctx context.Context, q PullRequest, listen func(Progress)) (Image, error) {
+	rep := newReporter(listen)
+	defer rep.flush()
+	report := rep.report
 	repo := s.o.Registry.Repository(q.Ref, q.Auth)
 	if !q.AllTags {
 		return s.pullOne(ctx, repo, q.Ref.OrLatest(), q.Platform, report)
@@ -441,26 +440,76 @@ func watcher(d ocispec.Descriptor, report func(Progress)) func(string, int64) {
 	}
 }
 
-// throttled makes a report function safe for many goroutines, and lets through
-// only so much of what repeats itself.
-func throttled(report func(Progress)) func(Progress) {
-	const every = 100 * time.Millisecond
-	var mu sync.Mutex
-	type seen struct {
-		status string
-		at     time.Time
+// reporter passes progress on from many goroutines, none of which waits for
+// whoever listens: what repeats itself is let through only so often, and what
+// a slow listener has not heard yet is replaced by what is newer.
+type reporter struct {
+	f    func(Progress)
+	mu   sync.Mutex
+	last map[[2]string]time.Time // guarded by mu
+	next []Progress              // guarded by mu
+	at   map[[2]string]int       // index in next; guarded by mu
+	busy bool                    // a goroutine calls f; guarded by mu
+	idle *sync.Cond
+}
+
+const reportEvery = 100 * time.Millisecond
+
+// newReporter makes one. Call flush before returning to the listener.
+func newReporter(f func(Progress)) *reporter {
+	r := &reporter{f: f, last: map[[2]string]time.Time{}, at: map[[2]string]int{}}
+	r.idle = sync.NewCond(&r.mu)
+	return r
+}
+
+func (r *reporter) report(p Progress) {
+	if r.f == nil {
+		return
 	}
-	last := map[string]seen{}
-	return func(p Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		if p.ID != "" && p.Total > 0 {
-			now := time.Now()
-			if l := last[p.ID]; l.status == p.Status && now.Sub(l.at) < every && p.Current < p.Total {
-				return
-			}
-			last[p.ID] = seen{p.Status, now}
+	key := [2]string{p.ID, p.Status}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i, ok := r.at[key]; ok && p.ID != "" {
+		r.next[i] = p
+		return
+	}
+	if p.ID != "" && p.Total > 0 {
+		now := time.Now()
+		if now.Sub(r.last[key]) < reportEvery && p.Current < p.Total {
+			return
 		}
-		report(p)
+		r.last[key] = now
+	}
+	r.at[key] = len(r.next)
+	r.next = append(r.next, p)
+	if !r.busy {
+		r.busy = true
+		go r.run()
+	}
+}
+
+func (r *reporter) run() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.next) > 0 {
+		list := r.next
+		r.next = nil
+		clear(r.at)
+		r.mu.Unlock()
+		for _, p := range list {
+			r.f(p)
+		}
+		r.mu.Lock()
+	}
+	r.busy = false
+	r.idle.Broadcast()
+}
+
+// flush waits until everything has been passed on.
+func (r *reporter) flush() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.busy {
+		r.idle.Wait()
 	}
 }

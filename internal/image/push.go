@@ -23,11 +23,10 @@ import (
 // are found at the registry, mounted from another repository there, or fetched
 // again from where they came. Where that cannot be, layers are compressed
 // anew, and Pushed.Changed says why the digest is another.
-func (s *Service) Push(ctx context.Context, q PushRequest, report func(Progress)) (PushResult, error) {
-	if report == nil {
-		report = discard
-	}
-	report = throttled(report)
+func (s *Service) Push(ctx context.Context, q PushRequest, listen func(Progress)) (PushResult, error) {
+	rep := newReporter(listen)
+	defer rep.flush()
+	report := rep.report
 	var out PushResult
 	if q.Ref.Digest != "" {
 		return out, errdefs.Newf(errdefs.Invalid, "push", q.Ref.Familiar(), "cannot push a digest reference")
@@ -337,6 +336,20 @@ func (p *pushing) reposOf(b blobRecord) []reference.Ref {
 	return out
 }
 
+// source is a repository to read from. The account is for the target's
+// registry only.
+func (p *pushing) source(ref reference.Ref) *registry.Repository {
+	auth := registry.Auth{}
+	if ref.Domain == p.ref.Domain {
+		auth = p.auth
+	}
+	return p.s.o.Registry.Repository(ref, auth)
+}
+
+// maxAttestation is how large a part of an attestation may be to be carried
+// along.
+const maxAttestation = 16 << 20
+
 // errNoSource is the cause where a blob is nowhere to be had.
 var errNoSource = errors.New("no repository has it any more")
 
@@ -363,11 +376,7 @@ func (p *pushing) exactBlob(ctx context.Context, chain string, rec *layerRecord,
 		if f == p.ref.Repository() {
 			continue
 		}
-		auth := registry.Auth{}
-		if f.Domain == p.ref.Domain {
-			auth = p.auth
-		}
-		src := p.s.o.Registry.Repository(f, auth)
+		src := p.source(f)
 		// Asked first, so that its errors are not taken for the target's.
 		if rc, err := src.Blob(ctx, want, 0); err != nil {
 			why = fmt.Errorf("%w: %w", errNoSource, err)
@@ -417,18 +426,22 @@ func (p *pushing) other(ctx context.Context, e ocispec.Descriptor) error {
 	if !ocispec.IsManifest(e.MediaType) {
 		return errNoSource
 	}
+	// Attestations are small enough to be carried from another registry.
+	carry := ocispec.IsAttestation(e)
 	var from []reference.Ref
 	for _, n := range p.img.RepoDigests {
-		if r, err := reference.Parse(n); err == nil && r.Domain == p.ref.Domain && r.Path != p.ref.Path {
+		if r, err := reference.Parse(n); err == nil && r.Repository() != p.ref.Repository() && (carry || r.Domain == p.ref.Domain) {
 			from = append(from, r.Repository())
 		}
 	}
 	b, err := p.s.doc(e.Digest)
+	var src *registry.Repository
 	for _, f := range from {
 		if err == nil {
 			break
 		}
-		_, b, err = p.s.o.Registry.Repository(f, p.auth).Manifest(ctx, e.Digest.String())
+		src = p.source(f)
+		_, b, err = src.Manifest(ctx, e.Digest.String())
 	}
 	if err != nil {
 		return err
@@ -444,7 +457,14 @@ func (p *pushing) other(ctx context.Context, e ocispec.Descriptor) error {
 			}
 			continue
 		}
-		if _, err := p.repo.PutBlob(ctx, registry.Upload{Desc: bd, From: from}); err != nil {
+		_, err := p.repo.PutBlob(ctx, registry.Upload{Desc: bd, From: from})
+		if carry && src != nil && errors.Is(err, registry.ErrAbsent) {
+			var data []byte
+			if data, err = src.Small(ctx, bd, maxAttestation); err == nil {
+				err = p.repo.PutSmall(ctx, bd, data)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -136,6 +136,25 @@ func TestPushOfAnIndex(t *testing.T) {
 	if err != nil || p.Digest != mine.md.Digest.String() || !strings.Contains(p.Changed, "linux/s390x") {
 		t.Errorf("%+v, %v", p, err)
 	}
+	// An image with an attestation is the same everywhere.
+	att := makeImage(ocispec.Image{Platform: ocispec.Platform{OS: "unknown", Architecture: "unknown"}}, []byte(`{"predicate":"made here"}`))
+	att.upload(t, host+"/att:a")
+	mine.upload(t, host+"/att:m")
+	x.Manifests = []ocispec.Descriptor{mine.md, att.md}
+	x.Manifests[0].Platform, x.Manifests[1].Platform = &hp, &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+	b, _ = json.Marshal(x)
+	if _, err := registry.New(registry.Options{}).Repository(parse(t, host+"/att"), registry.Auth{}).PutManifest(t.Context(), "v1", ocispec.TypeIndex, b); err != nil {
+		t.Fatal(err)
+	}
+	f := newEngine(t)
+	if img, _, err = f.pull(host + "/att:v1"); err != nil {
+		t.Fatal(err)
+	}
+	f.tag(img.ID, other+"/att:v1")
+	p, steps, err = f.push(other + "/att:v1")
+	if err != nil || p.Digest != ocispec.DescriptorOf("", b).Digest.String() || p.Changed != "" {
+		t.Errorf("%+v, %v\n%v", p, err, steps)
+	}
 	// No such platform.
 	want := ocispec.Platform{OS: "linux", Architecture: "riscv64"}
 	_, _, err = e.pullQ(t.Context(), PullRequest{Ref: parse(t, host+"/multi/src:v1"), Platform: &want})
