@@ -11,46 +11,14 @@ import (
 	"github.com/moby/buildkit/version"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-
-	"github.com/onggi/onggi/internal/errdefs"
 )
 
-// grpcCodes is the gRPC code of each of our kinds; others stay Unknown.
-var grpcCodes = map[errdefs.Kind]codes.Code{
-	errdefs.NotFound:     codes.NotFound,
-	errdefs.Conflict:     codes.FailedPrecondition,
-	errdefs.Invalid:      codes.InvalidArgument,
-	errdefs.Unsupported:  codes.Unimplemented,
-	errdefs.Unauthorized: codes.Unauthenticated,
-	errdefs.Forbidden:    codes.PermissionDenied,
-	errdefs.Unavailable:  codes.Unavailable,
-	errdefs.Exhausted:    codes.ResourceExhausted,
-}
-
-// coded gives an error of ours its gRPC code, and leaves BuildKit's alone.
-func coded(err error) error {
-	if err == nil || grpcerrors.Code(err) != codes.Unknown {
-		return err
-	}
-	if c, ok := grpcCodes[errdefs.KindOf(err)]; ok {
-		return grpcerrors.WrapCode(err, c)
-	}
-	return err
-}
-
-// newServer makes a gRPC server through which BuildKit's typed errors pass.
+// newServer makes a gRPC server through which BuildKit's typed errors pass. Our
+// own kinds are not made gRPC codes: BuildKit's clients would print their names.
 func newServer() *grpc.Server {
 	return grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor,
-			func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
-				resp, err := h(ctx, req)
-				return resp, coded(err)
-			}),
-		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor,
-			func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-				return coded(h(srv, ss))
-			}),
+		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
+		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)

@@ -85,7 +85,7 @@ func (a images) Pull(ctx context.Context, name string, creds worker.Credentials,
 		}
 	}
 	img, err := a.s.Pull(ctx, q, func(p image.Progress) {
-		if p.ID != "" {
+		if p.ID != "" && !strings.HasPrefix(p.Status, "Pulling from") { // the step says it
 			report(p.ID, strings.ToLower(p.Status), p.Current, p.Total)
 		}
 	})

@@ -521,7 +521,10 @@ func (e *Executor) startError(ctx context.Context, p executor.ProcessInfo, err e
 	if code == 0 || !isExec(err) {
 		return err
 	}
-	return allow(p, &gatewayapi.ExitError{ExitCode: code, Err: fmt.Errorf("exec %q: %w", p.Meta.Args[0], err)})
+	if code == 127 && p.Meta.Args[0] == "/bin/sh" {
+		err = fmt.Errorf("%w: the image has no shell; write RUN [\"program\", \"argument\"], or begin from an image with one", err)
+	}
+	return allow(p, &gatewayapi.ExitError{ExitCode: code, Err: fmt.Errorf("%w (exit code: %d)", err, code)})
 }
 
 // isExec reports whether it was execve that failed, not the set-up before it.
