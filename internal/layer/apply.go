@@ -72,6 +72,7 @@ func (u *unpacker) open(root *os.File) (err error) {
 	}
 	u.dirs = map[string]linux.FD{}
 	u.times = map[string]int64{}
+	u.opaques = map[string]bool{}
 	u.buf = make([]byte, 256<<10)
 	return nil
 }

@@ -221,9 +221,16 @@ func normal(s string) string {
 func TestWhiteouts(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir, lower := t.TempDir(), t.TempDir()
-	os.MkdirAll(filepath.Join(lower, "root1"), 0o755)
+	for _, d := range []string{"root1", "etc", "dir", "opaque", "sub", "sub2"} {
+		must(t, os.Mkdir(filepath.Join(lower, d), 0o755))
+	}
+	for _, f := range []string{"etc/passwd", "mine", "again", "opaque/old"} {
+		must(t, os.WriteFile(filepath.Join(lower, f), nil, 0o644))
+	}
 	_, err := apply(t, dir, ApplyOptions{Lowers: []string{lower}},
 		ent("etc/"), ent("etc/.wh.passwd"), // hides a file
+		ent("etc/.wh.none"), ent("no/where/.wh.x"), // nothing is there
+		ent("opaque/.wh.old"),                                               // nothing will be there
 		ent("opaque/"), file("opaque/new", "n"), ent("opaque/.wh..wh..opq"), // hides what is below
 		file("mine", "m"), ent(".wh.mine"), // is about lower layers only
 		ent("dir/"), file("dir/f", "f"), ent(".wh.dir"), // so the directory hides the lower one
@@ -246,8 +253,10 @@ func TestWhiteouts(t *testing.T) {
 	if v, _ := xattr(t, filepath.Join(dir, "sub"), opaqueAttr); v != "y" {
 		t.Errorf("sub is not opaque:\n%s", list(t, dir))
 	}
-	if strings.Contains(g, ".wh.") {
-		t.Errorf("markers are left:\n%s", g)
+	for _, bad := range []string{".wh.", "none", "no ", "old"} {
+		if strings.Contains(g, bad) {
+			t.Errorf("%q in:\n%s", bad, g)
+		}
 	}
 	for _, bad := range []string{".wh.", "a/.wh..", "a/.wh...", "a/.wh.."} {
 		if _, err := apply(t, t.TempDir(), ApplyOptions{}, ent(bad)); !errdefs.Is(err, errdefs.Invalid) {
@@ -256,7 +265,7 @@ func TestWhiteouts(t *testing.T) {
 	}
 	// At the root overlayfs knows no opaque: every name is hidden.
 	dir = t.TempDir()
-	os.WriteFile(filepath.Join(lower, "f"), nil, 0o644)
+	must(t, os.WriteFile(filepath.Join(lower, "f"), nil, 0o644))
 	_, err = apply(t, dir, ApplyOptions{Lowers: []string{lower}}, ent(".wh..wh..opq"), ent("root1/"), file("new", ""))
 	must(t, err)
 	g = normal(list(t, dir))
@@ -447,6 +456,7 @@ func flip(b []byte) []byte {
 func TestRoundTrip(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir, lower := t.TempDir(), t.TempDir()
+	must(t, os.Mkdir(filepath.Join(lower, "d"), 0o755), os.WriteFile(filepath.Join(lower, "d/gone"), nil, 0o644))
 	whole := time.Unix(1700000000, 0)
 	var items []item
 	for _, i := range []item{

@@ -46,6 +46,8 @@ type unpacker struct {
 
 	dirs       map[string]linux.FD // open places
 	times      map[string]int64    // of directories, set at the end
+	opaques    map[string]bool     // directories that hide what is below
+	whiteouts  []string            // made so far
 	opaqueRoot bool
 	bytes      int64 // of files
 	entries    int64
@@ -99,6 +101,9 @@ func (u *unpacker) run(ctx context.Context, r io.Reader) error {
 			return wordEntry(h.Name, err)
 		}
 	}
+	if err := u.finishWhiteouts(); err != nil {
+		return wordEntry(".", err)
+	}
 	if err := u.finishOpaqueRoot(); err != nil {
 		return wordEntry(".", err)
 	}
@@ -151,13 +156,13 @@ func (u *unpacker) entry(ctx context.Context, name string, h *tar.Header, r io.R
 		if skip, err := belowMarker(dir); skip || err != nil {
 			return err
 		}
+		if strings.HasPrefix(last, whiteout) {
+			return u.whiteout(dir, last, mtimeOf(h.ModTime))
+		}
 	}
 	parent, err := u.place(dir)
 	if err != nil {
 		return err
-	}
-	if u.overlay && strings.HasPrefix(last, whiteout) {
-		return u.whiteout(parent, dir, last, mtimeOf(h.ModTime))
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
@@ -311,7 +316,7 @@ func (u *unpacker) makeDir(parentPath, full, name string) (fd linux.FD, target s
 		return fd, "", err
 	}
 	if err = u.setDir(parent, fd, full, name, a); err == nil && hidden {
-		err = parent.SetXattrOf(name, opaqueAttr, []byte("y"))
+		err = u.setOpaque(parent, full, name)
 	}
 	if err != nil {
 		fd.Close()
@@ -605,7 +610,7 @@ func (u *unpacker) directory(parent linux.FD, full, last string, h *tar.Header) 
 		return err
 	}
 	if hidden {
-		if err := parent.SetXattrOf(last, opaqueAttr, []byte("y")); err != nil {
+		if err := u.setOpaque(parent, full, last); err != nil {
 			fd.Close()
 			return err
 		}

@@ -11,24 +11,41 @@ import (
 )
 
 // whiteout makes what overlayfs understands of an OCI whiteout. Whiteouts are
-// about lower layers: what this archive has put there itself stays.
-func (u *unpacker) whiteout(parent linux.FD, dir, last string, mtime int64) error {
+// about lower layers: what this archive has put there itself stays. One of
+// something that is not there would be seen as an entry that cannot be opened,
+// so it is left out.
+func (u *unpacker) whiteout(dir, last string, mtime int64) error {
+	if strings.HasPrefix(last, reserved) && last != opaque { // of AUFS, without meaning here
+		return nil
+	}
 	if last == opaque {
 		if dir == "" {
 			u.opaqueRoot = true // overlayfs merges roots in any case
 			return nil
 		}
-		return parent.SetXattrOf(".", opaqueAttr, []byte("y"))
-	}
-	if strings.HasPrefix(last, reserved) { // of AUFS, without meaning here
-		return nil
+		parent, err := u.place(dir)
+		if err != nil {
+			return err
+		}
+		return u.setOpaque(parent, dir, ".")
 	}
 	name := strings.TrimPrefix(last, whiteout)
 	if name == "" || name == "." || name == ".." {
 		return invalid(path.Join(dir, last), "a whiteout of %s", quote(name))
 	}
-	err := parent.Mknod(name, linux.TypeChar, 0, 0)
+	full := path.Join(dir, name)
+	lower, _, ok := u.lower(full)
+	if !ok {
+		return nil
+	}
+	lower.Close()
+	parent, err := u.place(dir)
+	if err != nil {
+		return err
+	}
+	err = parent.Mknod(name, linux.TypeChar, 0, 0)
 	if err == nil {
+		u.whiteouts = append(u.whiteouts, full)
 		return parent.Chtime(name, mtime)
 	}
 	if !errors.Is(err, syscall.EEXIST) {
@@ -39,7 +56,44 @@ func (u *unpacker) whiteout(parent linux.FD, dir, last string, mtime int64) erro
 		return err
 	}
 	if st.Mode&linux.TypeMask == linux.TypeDir {
-		return parent.SetXattrOf(name, opaqueAttr, []byte("y"))
+		return u.setOpaque(parent, full, name)
+	}
+	return nil
+}
+
+// setOpaque makes a directory, an entry of parent or "." for that itself, hide
+// what lower layers have in it.
+func (u *unpacker) setOpaque(parent linux.FD, full, name string) error {
+	u.opaques[full] = true
+	return parent.SetXattrOf(name, opaqueAttr, []byte("y"))
+}
+
+// finishWhiteouts removes those below a directory that hides everything
+// anyway: overlayfs would show them.
+func (u *unpacker) finishWhiteouts() error {
+	if len(u.opaques) == 0 {
+		return nil
+	}
+	for _, full := range u.whiteouts {
+		hidden := false
+		for d := path.Dir(full); d != "." && !hidden; d = path.Dir(d) {
+			hidden = u.opaques[d]
+		}
+		if !hidden {
+			continue
+		}
+		parent, err := u.root.DirInRoot(path.Dir(full))
+		if err != nil {
+			continue // replaced by something else meanwhile
+		}
+		var st linux.Stat
+		if parent.Lstat(path.Base(full), &st) == nil && isWhiteout(&st) {
+			err = parent.Unlink(path.Base(full))
+		}
+		parent.Close()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
