@@ -241,7 +241,13 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll(files...)
+	defer func() {
+		for _, f := range files {
+			if f != r.started.PidFD { // it is the run's, for further execs
+				f.Close()
+			}
+		}
+	}()
 	sr := monitor.StartRequest{
 		Key: q.key, Program: program, Files: files, Terminal: q.cfg.Tty,
 		OpenStdin: q.cfg.AttachStdin, StdinOnce: true,

@@ -85,7 +85,7 @@ func (s *Service) start(ctx context.Context, c *Container, o StartOptions) error
 	c.run = r
 	_, err = c.moveLocked(StartDone, func(st *Status) {
 		st.PID, st.StartedAt, st.Sandbox, st.BootID = r.started.PID, r.started.StartedAt.UTC(), box, s.bootID
-		st.ExitCode, st.FinishedAt = 0, time.Time{}
+		st.ExitCode, st.FinishedAt, st.StartFailed = 0, time.Time{}, false
 	})
 	early := c.early
 	c.mu.Unlock()
@@ -100,7 +100,8 @@ func (s *Service) start(ctx context.Context, c *Container, o StartOptions) error
 	s.emit(c, "start", nil)
 	s.startHealth(c)
 	if early != nil { // it ended before we knew that it ran
-		s.mainExited(context.WithoutCancel(ctx), c, *early)
+		// Not here: its end may want the token that we hold, to remove it.
+		s.background(func(context.Context) { s.mainExited(context.Background(), c, *early) })
 	}
 	return nil
 }
@@ -113,7 +114,7 @@ func (s *Service) startFailed(c *Container, attach []*attachment, err error) err
 	rec, _ := c.view()
 	c.mu.Lock()
 	c.run = nil // launch has undone it
-	c.moveLocked(StartFailed, func(st *Status) { st.ExitCode, st.Error, st.PID = code, err.Error(), 0 })
+	c.moveLocked(StartFailed, func(st *Status) { st.ExitCode, st.Error, st.PID, st.StartFailed = code, err.Error(), 0, true })
 	c.exits++
 	c.wakeLocked()
 	c.mu.Unlock()
@@ -899,7 +900,11 @@ func (s *Service) Wait(ref string, cond container.WaitCondition) (func(ctx conte
 			return WaitResult{}, err
 		}
 		_, st := c.view()
-		return WaitResult{ExitCode: st.ExitCode, Error: st.Error}, nil
+		res := WaitResult{ExitCode: st.ExitCode}
+		if !st.StartFailed { // whoever started it has been told
+			res.Error = st.Error
+		}
+		return res, nil
 	}, nil
 }
 

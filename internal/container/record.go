@@ -48,6 +48,7 @@ type Status struct {
 	PID           int
 	ExitCode      int
 	Error         string
+	StartFailed   bool // Error is why the last start did not work
 	OOMKilled     bool
 	StartedAt     time.Time
 	FinishedAt    time.Time
