@@ -18,7 +18,7 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 2 {
+	if len(args) < 2 {
 		return fmt.Errorf("usage: onggi-monitor keeper EXEC-ROOT (the engine starts it)")
 	}
 	switch args[0] {
@@ -28,7 +28,7 @@ func run(args []string) error {
 	case "worker":
 		return monitor.RunWorker(args[1])
 	case "resume":
-		n, err := strconv.Atoi(args[1])
+		n, err := strconv.Atoi(args[len(args)-1])
 		if err != nil {
 			return err
 		}

@@ -32,6 +32,8 @@ type Client struct {
 	log    *slog.Logger
 	events *eventQueue
 
+	leaving sync.Mutex // held while the monitor is asked to end; before mu
+
 	mu      sync.Mutex
 	link    *link                  // guarded by mu; nil while there is none
 	changed chan struct{}          // guarded by mu; closed when link changes
@@ -149,24 +151,33 @@ func (c *Client) greet(ctx context.Context, pc *linux.PacketConn) error {
 	}
 	c.mu.Unlock()
 	err := c.introduce(ctx, l, hand)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// A link that breaks later finds itself in use, and is replaced.
+	if err == nil && l.dead() {
+		err = errLost
+	}
 	if err != nil {
-		l.c.close()
-		c.mu.Lock()
 		for name, k := range hand {
 			c.keep(name, k)
 		}
-		c.mu.Unlock()
+		l.c.close()
 		return err
 	}
 	for _, k := range hand {
-		k.fds.close() // new duplicates came with the subscription
+		k.fds.close() // those that live came anew
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.id, c.link = l.id, l
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return nil
+}
+
+// dead reports whether the link has broken.
+func (l *link) dead() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting == nil
 }
 
 // introduce hands over what a new keeper does not have, and asks for events.
@@ -285,6 +296,14 @@ func (c *Client) lost(l *link) {
 		c.link = nil
 	}
 	c.mu.Unlock()
+	if !again {
+		return
+	}
+	c.leaving.Lock()
+	c.mu.Lock()
+	again = !c.closed
+	c.mu.Unlock()
+	c.leaving.Unlock()
 	if !again {
 		return
 	}
@@ -437,19 +456,11 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (*Started, error) {
 		return s, err
 	}
 	s = &Started{PID: int(a.d.u()), StartedAt: a.d.time()}
-	mask := a.d.u()
-	if err := a.d.end(); err != nil {
+	if err := a.d.end(); err != nil || len(a.fds) != 1 {
 		linux.CloseFDs(a.fds)
-		return nil, err
+		return nil, errors.Join(err, errMalformed)
 	}
-	k := keptOf(mask, a.fds)
-	if s.PidFD, err = dupFile(k[keptPidFD]); err != nil {
-		k.close()
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.keep(r.Key.file(), keptProcess{s.PID, k})
+	s.PidFD = linux.Files(a.fds)[0]
 	return s, nil
 }
 
@@ -536,7 +547,8 @@ func (c *Client) CloseStdin(ctx context.Context, k Key) error {
 	return err
 }
 
-// Signal sends a signal to the process.
+// Signal sends a signal to the process. SIGKILL for one that is held undoes its
+// start; no exit is told then.
 func (c *Client) Signal(ctx context.Context, k Key, sig int) error {
 	if sig < 0 || sig > 64 {
 		return errdefs.Newf(errdefs.Invalid, "signal", k.String(), "no signal has the number %d", sig)
@@ -613,20 +625,26 @@ func (c *Client) Upgrade(ctx context.Context) error {
 
 // Shutdown ends the monitor if it has no processes, and the client with it.
 func (c *Client) Shutdown(ctx context.Context) error {
-	l, err := c.current(ctx)
-	if err != nil {
-		return err
+	for {
+		l, err := c.current(ctx)
+		if err != nil {
+			return err
+		}
+		c.leaving.Lock() // or the loss of the link would start another one
+		_, err = l.ask(ctx, opShutdown, nil)
+		if err == nil {
+			err = c.Close()
+			c.leaving.Unlock()
+			return err
+		}
+		c.leaving.Unlock()
+		if !errors.Is(err, errLost) {
+			return err
+		}
+		if err := c.leave(ctx, l); err != nil {
+			return err
+		}
 	}
-	c.mu.Lock()
-	c.closed = true // or the loss of the link would start another one
-	c.mu.Unlock()
-	if _, err = l.ask(ctx, opShutdown, nil); err != nil && !errors.Is(err, errLost) {
-		c.mu.Lock()
-		c.closed = false
-		c.mu.Unlock()
-		return err
-	}
-	return c.Close()
 }
 
 // An eventQueue holds any number of events for a reader who takes his time.

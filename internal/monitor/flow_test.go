@@ -91,8 +91,15 @@ func TestLineWithoutEnd(t *testing.T) {
 	if kb := rss(t, worker, "VmHWM"); kb > 40<<10 {
 		t.Errorf("the worker needed %d KiB", kb)
 	}
-	b := f.logged(web)
-	first, _, _ := strings.Cut(b, "\n")
+	entries := strings.Split(f.logged(web), "\n")
+	if len(entries) < 3 { // the current file may have nothing but the end
+		b, err := os.ReadFile(f.spec(web).Path + ".1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = strings.Split(string(b), "\n")
+	}
+	first := entries[0]
 	if want := `{"log":"` + strings.Repeat("x", logs.MaxLine) + `","stream":"stdout","time":"`; !strings.HasPrefix(first, want) {
 		t.Errorf("first entry %.50q… of %d bytes", first, len(first))
 	}

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		case "worker":
 			err = runWorker(os.Args[2], startFake)
 		case "resume":
-			n, _ := strconv.Atoi(os.Args[2])
+			n, _ := strconv.Atoi(os.Args[3])
 			err = ResumeKeeper(n)
 		case "engine":
 			err = runEngine(os.Args[2])
@@ -207,8 +207,16 @@ func (f *fixture) cleanUp() {
 	if err := f.c.Shutdown(ctx); err != nil {
 		f.Error(err)
 	}
+	var left []string
+	defer func() {
+		if len(left) > 0 {
+			f.Logf("left: %v", left)
+		}
+	}()
 	f.within(5*time.Second, "the monitor's files to go", func() bool {
-		left, _ := filepath.Glob(filepath.Join(f.root, "*"))
+		left, _ = filepath.Glob(filepath.Join(f.root, "*"))
+		more, _ := filepath.Glob(filepath.Join(f.root, "*/*"))
+		left = append(left, more...)
 		return len(left) == 0
 	})
 }

@@ -279,7 +279,8 @@ func (k *keeper) orphaned(o orphan) {
 			continue
 		}
 		key := keyOfFile(name)
-		if k.dir.exit(key, o.pid) == nil {
+		rec, err := k.dir.run(key)
+		if err == nil && rec.pid == o.pid && k.dir.exit(key, o.pid) == nil {
 			x := &Exited{Key: key, PID: o.pid, Code: o.st.Code, Signal: o.st.Signal, Core: o.st.Core, At: o.at}
 			if err := k.dir.putExit(x); err != nil {
 				k.log.Printf("record the exit of %v: %v", key, err)
@@ -293,9 +294,10 @@ func (k *keeper) orphaned(o orphan) {
 	}
 }
 
-// cleanUp leaves nothing behind.
+// cleanUp leaves nothing behind, but exits that no engine has acknowledged.
 func (k *keeper) cleanUp() error {
-	var errs []error
+	_, err := k.dir.all() // removes leftovers
+	errs := []error{err}
 	for _, name := range []string{stageFile, logName, lockName} {
 		if err := os.Remove(filepath.Join(string(k.dir), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -341,7 +343,7 @@ func (k *keeper) become(program string) error {
 	}
 	defer f.Close()
 	n := int(linux.RawFD(f))
-	return linux.ExecInPlace(program, []string{"onggi-monitor", "resume", strconv.Itoa(n)}, os.Environ(), append(keep, n))
+	return linux.ExecInPlace(program, []string{"onggi-monitor", "resume", k.execRoot, strconv.Itoa(n)}, os.Environ(), append(keep, n))
 }
 
 // upgrade continues with another program: first the keeper itself, in place, then

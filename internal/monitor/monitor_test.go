@@ -96,6 +96,20 @@ func TestHoldAndRelease(t *testing.T) {
 	}
 }
 
+func TestKillWhileHeld(t *testing.T) {
+	f := newFixture(t)
+	s := f.start(StartRequest{Key: web, Program: shell("echo ran"), Hold: true})
+	if err := f.c.Signal(f.ctx, web, 9); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.c.Release(f.ctx, web); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("release: %v", err)
+	}
+	if alive(s.PID) {
+		t.Error("it is alive")
+	}
+}
+
 // pair gives two ends of a stream: ours, and the one for the monitor.
 func pair(t *testing.T) (ours net.Conn, theirs *os.File) {
 	t.Helper()

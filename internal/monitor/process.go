@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"errors"
+	"os"
 	"syscall"
 	"time"
 
@@ -26,9 +27,7 @@ type process struct {
 	srv  *server
 	loop *loop
 
-	// release and recorded belong to the start; see records.putRun.
-	release  func() error
-	recorded func()
+	file *os.File // the record; belongs to the start
 
 	state state    // guarded by srv.mu
 	init  launched // guarded by srv.mu; nil unless held

@@ -21,8 +21,7 @@ type record struct {
 	serial    uint64 // names it in a stage
 	startedAt time.Time
 
-	// released: its program may have run. Of others nothing is left.
-	released                       bool
+	phase                          byte // of the start
 	terminal, openStdin, stdinOnce bool
 	log                            logs.Spec
 	outIno, errIno, inIno          uint64 // the inodes of its pipes
@@ -59,14 +58,19 @@ func (d records) read(k Key, suffix string) (*dec, error) {
 	return &dec{b: b[1 : len(b)-1]}, nil
 }
 
-// releasedAt is where in a record stands whether the program may have run.
-const releasedAt = 1
+// Phases of a start, as the record has them.
+const (
+	phaseSetUp     = iota // nothing is left of it when the worker dies
+	phaseReleasing        // it may run its program, or end as one in set-up does
+	phaseReleased         // it runs its program
+)
 
-// putRun records a process that is not released. release must be called right
-// before it is; done closes the file in any case.
-func (d records) putRun(r *record) (release func() error, done func(), err error) {
-	e := &enc{[]byte{wireVersion}}
-	e.bool(false)
+// phaseAt is where in a record the phase stands.
+const phaseAt = 1
+
+// putRun records a process in its set-up. The file is for setPhase.
+func (d records) putRun(r *record) (*os.File, error) {
+	e := &enc{[]byte{wireVersion, phaseSetUp}}
 	e.key(r.key)
 	e.u(uint64(r.pid))
 	e.u(r.ticks)
@@ -82,17 +86,18 @@ func (d records) putRun(r *record) (release func() error, done func(), err error
 	e.u(r.inIno)
 	f, err := os.OpenFile(d.path(r.key, runSuffix), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := f.Write(append(e.b, recordEnd)); err != nil {
 		f.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	release = func() error {
-		_, err := f.WriteAt([]byte{1}, releasedAt)
-		return err
-	}
-	return release, func() { f.Close() }, nil
+	return f, nil
+}
+
+func setPhase(f *os.File, phase byte) error {
+	_, err := f.WriteAt([]byte{phase}, phaseAt)
+	return err
 }
 
 func (d records) run(k Key) (*record, error) {
@@ -101,7 +106,7 @@ func (d records) run(k Key) (*record, error) {
 		return nil, err
 	}
 	r := &record{
-		released: in.bool(), key: in.key(), pid: int(in.u()), ticks: in.u(), pidIno: in.u(), serial: in.u(), startedAt: in.time(),
+		phase: in.byte(), key: in.key(), pid: int(in.u()), ticks: in.u(), pidIno: in.u(), serial: in.u(), startedAt: in.time(),
 		terminal: in.bool(), openStdin: in.bool(), stdinOnce: in.bool(), log: in.spec(),
 		outIno: in.u(), errIno: in.u(), inIno: in.u(),
 	}

@@ -1,6 +1,8 @@
 package monitor
 
 import (
+	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +41,7 @@ func (s *server) load(kept map[string]keptFDs) error {
 		}
 		fds, ok := kept[k.file()]
 		delete(kept, k.file())
-		if !rec.released {
+		if !s.hasRun(rec, fds, ok) {
 			s.discard(rec, fds, ok)
 			continue
 		}
@@ -63,6 +65,43 @@ func (s *server) load(kept map[string]keptFDs) error {
 		s.recoverLost()
 	}
 	return nil
+}
+
+const (
+	// setUpEnds is how long a set-up may take to notice that nobody will release it.
+	setUpEnds = time.Second
+	// setUpGaveUp is what onggi-init exits with then.
+	setUpGaveUp = 125
+)
+
+// hasRun reports whether the process came to its program. One that was just being
+// released shows it by itself, soon: it runs that, or has ended as a set-up ends.
+func (s *server) hasRun(rec *record, fds keptFDs, kept bool) bool {
+	if rec.phase != phaseReleasing || !kept || fds[keptPidFD] < 0 {
+		return rec.phase != phaseSetUp
+	}
+	fd := fds[keptPidFD]
+	for deadline := time.Now().Add(setUpEnds); time.Now().Before(deadline); {
+		if linux.WaitReadable(fd, time.Millisecond) {
+			st, ok := linux.ExitOf(fd)
+			if !ok {
+				st, ok = linux.ZombieExit(rec.pid, fd)
+			}
+			if x := s.dir.exit(rec.key, rec.pid); x != nil {
+				st.Code, ok = x.Code, true
+			}
+			if ok {
+				return st.Code != setUpGaveUp
+			}
+			time.Sleep(time.Millisecond) // its reaper is about to tell
+			continue
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", rec.pid))
+		if err == nil && !strings.Contains(exe, "onggi-init") {
+			return true
+		}
+	}
+	return true
 }
 
 // discard ends what a predecessor did not release. It ends by itself too, since
@@ -104,7 +143,7 @@ func (s *server) onAdopt(c *conn, id uint64, d *dec, fds []int) error {
 	delete(s.lost, k)
 	s.mu.Unlock()
 	if rec == nil {
-		kept.close()
+		kept.close() // it was recovered without, or has its own
 	} else {
 		s.resume(rec, kept)
 	}

@@ -81,12 +81,10 @@ func (s *server) onStart(c *conn, id uint64, d *dec, fds []int) error {
 		// On the loop, since the descriptors are its own. The exit is watched only
 		// then, so that it comes after the answer and the pidfd is still there.
 		p.loop.post(func() {
-			mask, fds := p.fds.list()
 			c.reply(id, nil, func(e *enc) {
 				e.u(uint64(p.rec.pid))
 				e.time(p.rec.startedAt)
-				e.u(mask)
-			}, fds...)
+			}, p.fds[keptPidFD])
 			p.announced = true
 			if !r.Hold {
 				p.watchExit()
@@ -192,6 +190,16 @@ func (s *server) onSignal(c *conn, id uint64, d *dec, fds []int) error {
 	k, sig := d.key(), int(d.u())
 	if err := d.end(); err != nil || len(fds) > 0 {
 		return malformed(errors.Join(err, unexpected(fds)), fds)
+	}
+	if p, err := s.find("signal", k); err == nil && sig == 9 {
+		if init := s.takeInit(p); init != nil {
+			go func() {
+				init.Kill()
+				s.abandon(p)
+				c.reply(id, nil, nil)
+			}()
+			return nil
+		}
 	}
 	s.onLoop(c, id, "signal", k, func(p *process) error {
 		err := linux.SignalPidFD(p.fds[keptPidFD], sig)
@@ -319,6 +327,12 @@ func (s *server) onShutdown(c *conn, id uint64, d *dec, fds []int) error {
 	if err := d.end(); err != nil || len(fds) > 0 {
 		return malformed(errors.Join(err, unexpected(fds)), fds)
 	}
+	s.mu.Lock()
+	replaced := s.closing
+	s.mu.Unlock()
+	if replaced {
+		return nil // the next worker will be asked again
+	}
 	if !s.quit(true) {
 		c.reply(id, errdefs.New(errdefs.Conflict, "shut down", "monitor", errors.New("processes are running")), nil)
 		return nil
@@ -327,12 +341,12 @@ func (s *server) onShutdown(c *conn, id uint64, d *dec, fds []int) error {
 	return nil
 }
 
-// quit ends the monitor if there is nothing for it to do; asked tells that an
-// engine wants so, else none may be connected.
+// quit ends the monitor if there is nothing for it to do. If no engine has asked
+// for it none may be connected; exits that were not acknowledged stay on disk then.
 func (s *server) quit(asked bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.procs) > 0 || len(s.lost) > 0 || !asked && len(s.conns) > 0 {
+	if s.closing || asked && len(s.procs) > 0 || !asked && s.busyLocked() || len(s.lost) > 0 {
 		return false
 	}
 	s.closing = true
@@ -342,22 +356,34 @@ func (s *server) quit(asked bool) bool {
 	return true
 }
 
+// busyLocked reports whether somebody needs the monitor.
+func (s *server) busyLocked() bool {
+	for _, p := range s.procs {
+		if p.state != exited {
+			return true
+		}
+	}
+	return len(s.conns) > 0
+}
+
+// firstEngine is how long a worker that lacks descriptors waits for an engine that
+// may have them.
+const firstEngine = 5 * time.Second
+
 // quitWhenIdle ends the monitor once nobody has been there for a while.
 func (s *server) quitWhenIdle(linger time.Duration) {
+	time.Sleep(min(firstEngine, linger))
+	s.recoverLost()
 	for {
 		s.mu.Lock()
 		wait := linger - time.Since(s.idle)
-		busy := len(s.procs) > 0 || len(s.conns) > 0
-		s.mu.Unlock()
-		switch {
-		case busy:
-			time.Sleep(linger)
-		case wait > 0:
-			time.Sleep(wait)
-		case s.quit(false):
-			return
-		default:
-			time.Sleep(linger)
+		if s.busyLocked() {
+			wait, s.idle = linger, time.Now()
 		}
+		s.mu.Unlock()
+		if wait <= 0 && s.quit(false) {
+			return
+		}
+		time.Sleep(max(wait, linger/10))
 	}
 }

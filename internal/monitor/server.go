@@ -270,7 +270,7 @@ func (s *server) putRecord(p *process) error {
 		p.rec.ticks, _, _ = linux.StartTicks(p.rec.pid)
 	}
 	var err error
-	if p.release, p.recorded, err = s.dir.putRun(&p.rec); err != nil {
+	if p.file, err = s.dir.putRun(&p.rec); err != nil {
 		return errdefs.Newf(errdefs.Internal, "start", p.rec.key.String(), "%w", err)
 	}
 	return nil
@@ -283,15 +283,18 @@ func (s *server) release(p *process) error {
 	if init == nil {
 		return errdefs.Newf(errdefs.Conflict, "start", p.rec.key.String(), "it is not waiting to be released")
 	}
-	err := p.release()
-	p.recorded()
+	err := setPhase(p.file, phaseReleasing)
 	if err == nil {
 		err = init.Release()
+	}
+	if err == nil {
+		err = setPhase(p.file, phaseReleased)
 	}
 	if err != nil {
 		init.Kill()
 		return err
 	}
+	p.file.Close()
 	if err := init.WaitExec(); err != nil {
 		return err
 	}
@@ -311,12 +314,14 @@ func (s *server) takeInit(p *process) launched {
 }
 
 // abandon undoes a start: no process, record or descriptor is left.
+//
+// Preconditions: the caller has p's set-up, or it has ended.
 func (s *server) abandon(p *process) {
 	if init := s.takeInit(p); init != nil {
 		init.Kill()
 	}
-	if p.recorded != nil {
-		p.recorded()
+	if p.file != nil {
+		p.file.Close()
 	}
 	p.loop.call(p.teardown)
 	s.forget(p)
@@ -336,7 +341,6 @@ func (s *server) forget(p *process) {
 		s.logf("forget %v: %v", p.rec.key, err)
 	}
 	s.broadcastLocked(opDrop, func(e *enc) { e.key(p.rec.key) })
-	s.restLocked()
 }
 
 func (s *server) setState(p *process, st state) {
@@ -399,13 +403,17 @@ func (s *server) tell(p *process) {
 	}
 }
 
-// keep gives the keeper duplicates of what p needs.
+// keep gives the keeper duplicates of what p needs, and the engine that starts it:
+// they must be on their way to both before its program runs.
 func (s *server) keep(p *process) {
-	if s.keeper == nil {
-		return
-	}
 	mask, fds := p.fds.list()
-	s.keeper.send(keptMessage(p.rec.key.file(), p.rec.pid, mask), fds...)
+	msg := keptMessage(p.rec.key.file(), p.rec.pid, mask)
+	if s.keeper != nil {
+		s.keeper.send(msg, fds...)
+	}
+	if p.owner != nil {
+		p.owner.send(msg, fds...)
+	}
 }
 
 func keptMessage(name string, pid int, mask uint64) []byte {
@@ -433,13 +441,6 @@ func (s *server) broadcastLocked(op byte, body func(*enc)) {
 		if c.subscribed {
 			c.send(e.b)
 		}
-	}
-}
-
-// restLocked notes since when there is nothing to do.
-func (s *server) restLocked() {
-	if len(s.procs) == 0 && len(s.conns) == 0 {
-		s.idle = time.Now()
 	}
 }
 
@@ -508,7 +509,6 @@ func (s *server) left(c *conn) {
 			abandoned[p], p.init = p.init, nil
 		}
 	}
-	s.restLocked()
 	s.mu.Unlock()
 	for p, init := range abandoned {
 		init.Kill()

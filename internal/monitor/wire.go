@@ -166,6 +166,16 @@ func (d *dec) bool() bool {
 	return v
 }
 
+func (d *dec) byte() byte {
+	if len(d.b) == 0 {
+		d.bad()
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
 // count reads the length of a list; each element takes a byte at least.
 func (d *dec) count() int {
 	n := d.u()

@@ -150,10 +150,10 @@ func (s *server) heedKeeper(link *linux.PacketConn, k *keeper, pids map[string]i
 				s.logf("receive from the keeper: %v", err)
 			}
 			s.mu.Lock()
-			idle := s.closing
+			quits := s.closing
 			s.mu.Unlock()
-			if idle {
-				return nil
+			if quits {
+				return nil // it was about to end anyway
 			}
 			s.logf("the keeper is gone, taking its place")
 			s.rest()
