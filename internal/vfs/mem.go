@@ -25,7 +25,7 @@ type Mem struct {
 	Capacity int64
 
 	mu      sync.Mutex
-	dead    bool                // guarded by mu
+	dead    bool                        // guarded by mu
 	names   map[string]*memNode         // guarded by mu; directories too
 	durable map[string]*memNode         // guarded by mu; the names a power cut surely leaves
 	pending []func(map[string]*memNode) // guarded by mu; changes of names since

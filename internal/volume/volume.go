@@ -437,7 +437,9 @@ func (s *Service) CopyUp(ctx context.Context, name string, root *os.File, path s
 	}
 	defer dst.Close()
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(layer.Archive(ctx, w, root, path, layer.ArchiveOptions{Name: ".", Follow: true})) }()
+	go func() {
+		w.CloseWithError(layer.Archive(ctx, w, root, path, layer.ArchiveOptions{Name: ".", Follow: true}))
+	}()
 	err = layer.Extract(ctx, r, dst, "/", layer.ExtractOptions{})
 	r.CloseWithError(err)
 	if err == nil { // the directory itself is not in the archive
