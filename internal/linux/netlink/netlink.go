@@ -21,6 +21,7 @@
 package netlink
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -48,6 +49,9 @@ func EnsureBridge(b Bridge) (index int, err error) {
 	if errors.As(err, &missing) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = b.Name, b.MTU
+		// Without an address of its own a bridge takes the lowest of its ports', and
+		// whoever has cached the old one loses packets when a port comes or goes.
+		attrs.HardwareAddr = randomMAC()
 		if err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err == nil || errors.Is(err, os.ErrExist) {
 			link, err = netlink.LinkByName(b.Name)
 		}
@@ -77,6 +81,14 @@ func EnsureBridge(b Bridge) (index int, err error) {
 		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
 	}
 	return link.Attrs().Index, nil
+}
+
+// randomMAC is a unicast, locally administered address.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	rand.Read(mac)
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 func contains(have []netlink.Addr, a *netlink.Addr) bool {
