@@ -16,7 +16,7 @@ func TestBadInput(t *testing.T) {
 	before := state(e)
 
 	e.refuse(125, []string{"no-such-image.invalid"}, "run", "--rm", "no-such-image.invalid/x:1", "true")
-	e.refuse(125, []string{"no-such", "busybox"}, "run", "--rm", "--network", "no-such", "busybox", "true")
+	e.refuse(125, []string{"network", "no-such"}, "run", "--rm", "--network", "no-such", "busybox", "true")
 	e.refuse(125, []string{"--memory"}, "run", "--rm", "--memory", "lots", "busybox", "true")
 	e.refuse(125, []string{"unknown flag", "--name"}, "run", "--nmae", "x", "busybox")
 	e.refuse(125, []string{"not a command", "onggi run"}, "rnu")
