@@ -394,17 +394,19 @@ func (s *Service) halt(ctx context.Context, c *Container, o StopOptions) (stoppe
 	c.mu.Unlock()
 	ended := func() bool { return c.exits != exits || !c.st.State.HasProcess() && c.st.State != Exited }
 	s.emit(c, "kill", map[string]string{"signal": strconv.Itoa(sig)})
-	if err := s.signal(ctx, c, sig); err != nil && errdefs.KindOf(err) != errdefs.NotFound {
+	if err := s.signal(ctx, c, sig); err != nil && !isOver(err) {
 		return false, err
 	}
-	if timeout >= 0 {
+	if sig == int(signals["KILL"]) {
+		err = s.awaitKilled(ctx, c, ended)
+	} else if timeout >= 0 {
 		tctx, cancel := context.WithTimeout(ctx, time.Duration(timeout)*time.Second)
 		err = c.until(tctx, ended)
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			s.log.Info("container did not stop in time, killing it", "container", c.id, "signal", sig, "timeout", timeout)
 			s.emit(c, "kill", map[string]string{"signal": "9"})
-			if err := s.signal(ctx, c, int(signals["KILL"])); err != nil && errdefs.KindOf(err) != errdefs.NotFound {
+			if err := s.signal(ctx, c, int(signals["KILL"])); err != nil && !isOver(err) {
 				return false, err
 			}
 			err = s.awaitKilled(ctx, c, ended)
@@ -419,6 +421,13 @@ func (s *Service) halt(ctx context.Context, c *Container, o StopOptions) (stoppe
 		}
 	}
 	return err == nil, err
+}
+
+// isOver reports whether a signal found no process: it has exited, and the
+// news of it may still be on its way.
+func isOver(err error) bool {
+	k := errdefs.KindOf(err)
+	return k == errdefs.NotFound || k == errdefs.Conflict
 }
 
 // killPatience is how long an exit may take after SIGKILL before we say that
@@ -488,7 +497,7 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	exits := c.exits
 	c.mu.Unlock()
 	if err := s.signal(ctx, c, sig); err != nil {
-		if errdefs.KindOf(err) == errdefs.NotFound {
+		if isOver(err) {
 			return errdefs.Newf(errdefs.Conflict, "", "", "cannot kill container: %s: container %s is not running", ref, c.id)
 		}
 		return err
