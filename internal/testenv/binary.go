@@ -1,9 +1,11 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -17,7 +19,7 @@ var (
 
 // Binary returns the path of one of Onggi's programs ("onggi-monitor"): from
 // the directory ONGGI_BIN where that is set, as in the VM lane, else built
-// once for the test process.
+// once.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
 	if dir := os.Getenv("ONGGI_BIN"); dir != "" {
@@ -32,18 +34,33 @@ func Binary(t testing.TB, name string) string {
 		return p
 	}
 	gotool := NeedProgram(t, "go")
-	dir, err := os.MkdirTemp("", "onggi-bin-")
+	p, err := buildOnce(gotool, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := filepath.Join(dir, name)
-	cmd := exec.Command(gotool, "build", "-tags", "grpcnotrace", "-o", p, module+"/cmd/"+name)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", name, err, out)
-	}
 	built[name] = p
 	return p
+}
+
+// buildOnce builds into .cache/bin of the source tree, so that nothing is left
+// elsewhere. A program is renamed into place, since another test may run it.
+func buildOnce(gotool, name string) (string, error) {
+	mod, err := exec.Command(gotool, "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the source tree: %w", err)
+	}
+	dir := filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), ".cache", "bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	fresh := filepath.Join(dir, fmt.Sprintf(".%s-%d", name, os.Getpid()))
+	cmd := exec.Command(gotool, "build", "-tags", "grpcnotrace", "-o", fresh, module+"/cmd/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+	}
+	p := filepath.Join(dir, name)
+	return p, os.Rename(fresh, p)
 }
 
 // Busybox returns the path of a statically linked busybox.

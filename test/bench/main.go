@@ -411,8 +411,20 @@ func startPodman(dir string) *peer {
 		return nil
 	}
 	root := filepath.Join(dir, "podman")
-	return &peer{name: "podman", cli: []string{podman, "--root", root + "/data", "--runroot", root + "/run", "--tmpdir", root + "/tmp",
-		"--cgroup-manager", "cgroupfs", "--events-backend", "file"}}
+	cli := []string{podman, "--root", root + "/data", "--runroot", root + "/run", "--tmpdir", root + "/tmp",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file"}
+	// crun refuses a host with both versions of control groups.
+	if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.controllers"); err == nil {
+		cli = append(cli, "--runtime", "runc")
+		fmt.Fprintln(os.Stderr, "podman runs with runc: crun refuses a host with both versions of control groups")
+	}
+	// Podman asks for limits that a host may not allow it.
+	conf := filepath.Join(dir, "containers.conf")
+	if err := os.WriteFile(conf, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n"), 0o600); err != nil {
+		fatal(err)
+	}
+	os.Setenv("CONTAINERS_CONF", conf)
+	return &peer{name: "podman", cli: cli}
 }
 
 // launch starts an engine and waits until it answers a ping.
