@@ -29,7 +29,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -67,8 +66,7 @@ func run(args []string, stdout, stderr *os.File) int {
 	for _, n := range cfg.notes {
 		log.Info(n)
 	}
-	// The heap is small and mostly static: give memory back rather than time.
-	debug.SetGCPercent(50)
+	tuneCollector()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	go dumpOnSignal(cfg, log)

@@ -61,6 +61,7 @@ func serve(ctx context.Context, c *config, log *slog.Logger) error {
 	defer os.Remove(c.pidfile)
 
 	hs := s.api.HTTP()
+	hs.Handler = givingBack(hs.Handler)
 	failed := make(chan error, len(ls))
 	var wg sync.WaitGroup
 	for _, l := range ls {
