@@ -192,7 +192,7 @@ func settings(c *config) []setting {
 // parse reads the flags, then the configuration file for what they left open.
 func parse(args []string) (*config, error) {
 	c := &config{
-		dataRoot: "/var/lib/onggi", execRoot: "/run/onggi", logLevel: "info", logDriver: "json-file", icc: true,
+		dataRoot: "/var/lib/onggi", execRoot: "/run/onggi", logLevel: "info", logDriver: "json-file", icc: true, ipv6: true,
 		set: map[string]bool{}, logOpts: map[string]string{}, ulimits: map[string]*containertypes.Ulimit{},
 	}
 	table := settings(c)

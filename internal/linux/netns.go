@@ -3,6 +3,7 @@ package linux
 import (
 	"os"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,4 +48,16 @@ func InNetNS(ns *os.File, f func() error) error {
 // SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
 func SetNetSysctl(path, value string) error {
 	return os.WriteFile("/proc/sys/net/"+path, []byte(value), 0)
+}
+
+// OnDevice is the Control function of a net.ListenConfig whose sockets hear only
+// what comes by a device.
+func OnDevice(name string) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = os.NewSyscallError("setsockopt", unix.BindToDevice(int(fd), name)) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}
 }

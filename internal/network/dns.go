@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/onggi/onggi/internal/linux"
 )
 
 // maxInFlight bounds the questions of one network that are being forwarded.
@@ -19,7 +21,7 @@ const maxInFlight = 1000
 type nameServer struct {
 	lookup   func(name string) []netip.Addr // addresses of containers
 	reverse  func(netip.Addr) string
-	upstream func() []string // servers to ask for everything else; none = refuse
+	upstream func(client netip.Addr) []string // servers to ask for everything else; none = refuse
 	log      *slog.Logger
 	inFlight chan struct{}
 
@@ -27,20 +29,17 @@ type nameServer struct {
 	servers []*dns.Server // guarded by mu
 }
 
-// start listens on the addresses, port 53. It returns those it could bind.
-func (n *nameServer) start(addrs []netip.Addr) (bound []netip.Addr) {
+// start listens on the addresses, for questions that come by the device only. It
+// takes any free port, and packets for port 53 are sent there by the rules, so
+// that port 53 is left to the host and to published ports. It returns where it
+// listens.
+func (n *nameServer) start(device string, addrs []netip.Prefix) (bound []netip.AddrPort) {
 	n.inFlight = make(chan struct{}, maxInFlight)
-	for _, a := range addrs {
-		at := netip.AddrPortFrom(a, 53).String()
-		pc, err := net.ListenPacket("udp", at)
+	lc := net.ListenConfig{Control: linux.OnDevice(device)}
+	for _, p := range addrs {
+		pc, l, err := listenBoth(&lc, p.Addr())
 		if err != nil {
-			n.log.Warn("no name server on this network: its port is taken", "address", at, "error", err)
-			continue
-		}
-		l, err := net.Listen("tcp", at)
-		if err != nil {
-			pc.Close()
-			n.log.Warn("no name server on this network: its port is taken", "address", at, "error", err)
+			n.log.Warn("no name server on this network", "address", p.Addr(), "error", err)
 			continue
 		}
 		for _, s := range []*dns.Server{{PacketConn: pc, Handler: n}, {Listener: l, Handler: n, ReadTimeout: 10 * time.Second}} {
@@ -49,9 +48,23 @@ func (n *nameServer) start(addrs []netip.Addr) (bound []netip.Addr) {
 			n.mu.Unlock()
 			go s.ActivateAndServe()
 		}
-		bound = append(bound, a)
+		bound = append(bound, netip.AddrPortFrom(p.Addr(), uint16(l.Addr().(*net.TCPAddr).Port)))
 	}
 	return bound
+}
+
+// listenBoth takes a port that is free for UDP and TCP.
+func listenBoth(lc *net.ListenConfig, a netip.Addr) (pc net.PacketConn, l net.Listener, err error) {
+	for range 20 {
+		if pc, err = lc.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(a, 0).String()); err != nil {
+			return nil, nil, err
+		}
+		if l, err = lc.Listen(context.Background(), "tcp", pc.LocalAddr().String()); err == nil {
+			return pc, l, nil
+		}
+		pc.Close()
+	}
+	return nil, nil, err
 }
 
 func (n *nameServer) stop() {
@@ -88,7 +101,8 @@ func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
 		return
 	}
-	w.WriteMsg(n.forward(q, w.LocalAddr().Network()))
+	client, _ := netip.ParseAddrPort(w.RemoteAddr().String())
+	w.WriteMsg(n.forward(q, w.LocalAddr().Network(), n.upstream(client.Addr().Unmap())))
 }
 
 // local answers for containers; nil: it is not about one.
@@ -158,8 +172,7 @@ func reverseAddr(name string) (netip.Addr, bool) {
 }
 
 // forward asks the servers one after the other.
-func (n *nameServer) forward(q *dns.Msg, network string) *dns.Msg {
-	servers := n.upstream()
+func (n *nameServer) forward(q *dns.Msg, network string, servers []string) *dns.Msg {
 	if len(servers) == 0 {
 		return new(dns.Msg).SetRcode(q, dns.RcodeRefused)
 	}

@@ -60,14 +60,14 @@ func subnetAt(base netip.Prefix, bits, i int) netip.Prefix {
 	return netip.PrefixFrom(addr, bits)
 }
 
-// uniqueLocal is the IPv6 subnet of a network: stable, and different for every
-// network of every engine (RFC 4193).
-func uniqueLocal(engine, network string) netip.Prefix {
-	sum := sha256.Sum256([]byte(engine + "\x00" + network))
+// uniqueLocal is the prefix that an engine's IPv6 subnets come from: stable, and
+// another one on every machine (RFC 4193).
+func uniqueLocal(machine, engine string) netip.Prefix {
+	sum := sha256.Sum256([]byte("onggi networks\x00" + machine + "\x00" + engine))
 	var a [16]byte
 	a[0] = 0xfd
-	copy(a[1:8], sum[:7])
-	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+	copy(a[1:6], sum[:5])
+	return netip.PrefixFrom(netip.AddrFrom16(a), 48)
 }
 
 // nextAddr is the first address of the range that is free: not the network's
@@ -98,18 +98,25 @@ func broadcast(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// macFor derives a local address from the network address, so that it does not
-// change when a container is restarted with the same one.
-func macFor(a netip.Addr, id string) [6]byte {
-	sum := sha256.Sum256([]byte(id))
-	mac := [6]byte{0x02 | sum[0]&0xfc, sum[1]}
+// sibling is the IPv6 address that has the same number in its subnet as an IPv4
+// address has in its own.
+func sibling(v4 netip.Addr, in4, in6 netip.Prefix) netip.Addr {
+	host := binary.BigEndian.Uint32(v4.AsSlice()) - binary.BigEndian.Uint32(in4.Masked().Addr().AsSlice())
+	a := in6.Masked().Addr().As16()
+	binary.BigEndian.PutUint32(a[12:], binary.BigEndian.Uint32(a[12:])+host)
+	return netip.AddrFrom16(a)
+}
+
+// macFor derives a local MAC address from the network address: whoever gets an
+// address anew is found by those who remember the one before.
+func macFor(a netip.Addr) [6]byte {
+	mac := [6]byte{0x02, 0x6f}
 	if a.Is4() {
-		b := a.As4()
-		copy(mac[2:], b[:])
+		copy(mac[2:], a.AsSlice())
 	} else {
-		copy(mac[2:], sum[2:6])
+		sum := sha256.Sum256(a.AsSlice())
+		copy(mac[2:], sum[:4])
 	}
-	mac[0] = mac[0]&^1 | 2
 	return mac
 }
 

@@ -41,7 +41,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sort"
 	"strconv"
@@ -105,31 +104,12 @@ type Network struct {
 	IPAM                                         []Pool            `json:"pools,omitempty"`
 }
 
-// bridgeOption names the bridge's device.
-const bridgeOption = "com.docker.network.bridge.name"
-
-func (n *Network) bridge() string {
-	if b := n.Options[bridgeOption]; b != "" {
-		return b
-	}
-	return "ong-" + n.ID[:11]
-}
-
-func (n *Network) mtu(otherwise int) int {
-	for _, k := range []string{"com.docker.network.driver.mtu", "mtu"} {
-		if v, err := strconv.Atoi(n.Options[k]); err == nil && v > 0 {
-			return v
-		}
-	}
-	return otherwise
-}
-
 // live is a network with what it has in the kernel.
 type live struct {
 	Network
 	index int // of the bridge
 	dns   *nameServer
-	bound []netip.Addr // where the name server listens
+	bound []netip.AddrPort // where the name server listens
 }
 
 // Service is the networks of one engine.
@@ -143,6 +123,8 @@ type Service struct {
 	sandboxes map[string]*sandbox    // by container id; guarded by mu
 	held      map[hostPort]io.Closer // guarded by mu
 	rules     sync.Mutex             // held while the table is made anew
+
+	background sync.WaitGroup // what nobody waits for but Close
 }
 
 // Open reads the records and makes the default network.
@@ -211,7 +193,7 @@ func (s *Service) defaults(ctx context.Context) error {
 			}
 		}
 	}
-	if n := s.byName("bridge"); n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName {
+	if n := s.byName("bridge"); n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 {
 		if n != nil {
 			s.forget(n)
 		}
@@ -227,7 +209,21 @@ func (s *Service) defaults(ctx context.Context) error {
 			s.log.Error("network is not usable", "network", n.Name, "error", err)
 		}
 	}
-	return s.syncRules()
+	// Containers that run on keep their ports from the first moment.
+	for _, b := range s.sandboxes {
+		s.table.Expect(s.targets(b))
+	}
+	if err := s.syncRules(); err != nil {
+		return errdefs.New(errdefs.Internal, "make", "the rules of networks", err)
+	}
+	s.warnOfDroppers()
+	err := s.table.Watch(func(err error) {
+		s.log.Warn("somebody removed rules of ours: they are made anew", "error", err)
+	})
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "watch", "the rules of networks", err)
+	}
+	return nil
 }
 
 func bipMatches(n *live, bip string) bool {
@@ -236,11 +232,11 @@ func bipMatches(n *live, bip string) bool {
 }
 
 func (s *Service) makeDefault(ctx context.Context) error {
-	r := CreateRequest{Name: "bridge", Driver: "bridge", Options: map[string]string{bridgeOption: s.o.BridgeName, "com.docker.network.bridge.default_bridge": "true"}}
+	r := CreateRequest{Name: "bridge", Driver: "bridge", Options: map[string]string{optionName: s.o.BridgeName, optionDefault: "true"}}
 	if s.o.NoICC {
-		r.Options["com.docker.network.bridge.enable_icc"] = "false"
+		r.Options[optionICC] = "false"
 	}
-	r.EnableIPv6 = &s.o.IPv6
+	r.EnableIPv6 = new(s.o.IPv6 && hasIPv6())
 	if s.o.BIP != "" {
 		p, err := netip.ParsePrefix(s.o.BIP)
 		if err != nil {
@@ -254,7 +250,14 @@ func (s *Service) makeDefault(ctx context.Context) error {
 		}
 		r.IPAM = []Pool{pool}
 	}
-	_, err := s.create(ctx, r, true)
+	if s.o.FixedCIDR6 != "" && *r.EnableIPv6 {
+		p, err := netip.ParsePrefix(s.o.FixedCIDR6)
+		if err != nil {
+			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr-v6 %q: %v", s.o.FixedCIDR6, err)
+		}
+		r.IPAM = append(r.IPAM, Pool{Subnet: p.Masked()})
+	}
+	_, err := s.create(ctx, r)
 	return err
 }
 
@@ -281,6 +284,15 @@ func (s *Service) byName(name string) *live {
 	return nil
 }
 
+func (s *Service) byBridge(device string) *live {
+	for _, n := range s.list() {
+		if n.Driver == "bridge" && n.bridge() == device {
+			return n
+		}
+	}
+	return nil
+}
+
 func (s *Service) put(n *live) error {
 	if err := s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Put(networksBucket, n.ID, n.Network) }); err != nil {
 		return err
@@ -299,77 +311,6 @@ func (s *Service) forget(n *live) {
 	if n.dns != nil {
 		n.dns.stop()
 	}
-}
-
-// up makes the bridge and its name server.
-func (s *Service) up(n *live) error {
-	var gateways []netip.Prefix
-	var addrs []netip.Addr
-	for _, p := range n.IPAM {
-		gateways = append(gateways, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
-		addrs = append(addrs, p.Gateway)
-	}
-	index, err := netlink.EnsureBridge(netlink.Bridge{Name: n.bridge(), Gateways: gateways, MTU: n.mtu(s.o.MTU)})
-	if err != nil {
-		return err
-	}
-	forwarding(n)
-	ns := &nameServer{log: s.log.With("network", n.Name)}
-	id, internal := n.ID, n.Internal
-	ns.lookup = func(name string) []netip.Addr { return s.lookup(id, name) }
-	ns.reverse = func(a netip.Addr) string { return s.reverse(id, a) }
-	ns.upstream = func() []string {
-		if internal {
-			return nil
-		}
-		if len(s.o.DNS) > 0 {
-			return s.o.DNS
-		}
-		return readHostResolver(s.o.ResolvConf).servers
-	}
-	bound := ns.start(addrs)
-	s.mu.Lock()
-	n.index, n.dns, n.bound = index, ns, bound
-	s.mu.Unlock()
-	return nil
-}
-
-// forwarding lets the host route for this bridge, and its own loopback
-// connections reach published ports on it.
-func forwarding(n *live) {
-	set := func(path, v string) { os.WriteFile("/proc/sys/net/"+path, []byte(v), 0) }
-	if !n.Internal {
-		if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(data)) == "0" {
-			set("ipv4/ip_forward", "1")
-		}
-		if n.EnableIPv6 {
-			set("ipv6/conf/all/forwarding", "1")
-		}
-	}
-	set("ipv4/conf/"+n.bridge()+"/route_localnet", "1")
-	set("ipv6/conf/"+n.bridge()+"/accept_ra", "0")
-	if !n.EnableIPv6 {
-		set("ipv6/conf/"+n.bridge()+"/disable_ipv6", "1")
-	}
-}
-
-// syncRules makes the table from all networks.
-func (s *Service) syncRules() error {
-	s.rules.Lock()
-	defer s.rules.Unlock()
-	var nets []nft.Network
-	for _, n := range s.list() {
-		if n.Driver != "bridge" {
-			continue
-		}
-		x := nft.Network{Bridge: n.bridge(), Internal: n.Internal, NoICC: n.Options["com.docker.network.bridge.enable_icc"] == "false",
-			NoNAT: n.Options["com.docker.network.bridge.gateway_mode_ipv4"] == "routed" || n.Options["com.docker.network.bridge.enable_ip_masquerade"] == "false"}
-		for _, p := range n.IPAM {
-			x.Subnets = append(x.Subnets, p.Subnet)
-		}
-		nets = append(nets, x)
-	}
-	return s.table.Sync(nets)
 }
 
 func object(name string) string { return fmt.Sprintf("network %q", name) }
@@ -391,7 +332,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) 
 	default:
 		return Network{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "there is no network driver %q", r.Driver)
 	}
-	n, err := s.create(ctx, r, false)
+	n, err := s.create(ctx, r)
 	if err != nil {
 		return Network{}, err
 	}
@@ -403,7 +344,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) 
 	return n.Network, nil
 }
 
-func (s *Service) create(ctx context.Context, r CreateRequest, builtin bool) (*live, error) {
+func (s *Service) create(ctx context.Context, r CreateRequest) (*live, error) {
 	if n := s.byName(r.Name); n != nil {
 		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "network with name %s already exists", r.Name)
 	}
@@ -414,16 +355,27 @@ func (s *Service) create(ctx context.Context, r CreateRequest, builtin bool) (*l
 	}
 	if r.EnableIPv6 != nil {
 		n.EnableIPv6 = *r.EnableIPv6
+	} else {
+		n.EnableIPv6 = hasIPv6()
 	}
 	for _, p := range r.IPAM {
 		if p.Subnet.IsValid() && p.Subnet.Addr().Is6() {
 			n.EnableIPv6 = true
 		}
 	}
-	if len(n.bridge()) > 15 {
-		return nil, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the device name %q is longer than 15 bytes", n.bridge())
+	switch {
+	case !n.EnableIPv4 && !n.EnableIPv6:
+		return nil, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "IPv4 or IPv6 must be enabled")
+	case n.EnableIPv6 && !hasIPv6():
+		return nil, errdefs.WithHint(errdefs.Newf(errdefs.Unavailable, "create", object(r.Name), "IPv6 is switched off on this host"), "sysctl net.ipv6.conf.all.disable_ipv6")
 	}
-	pools, err := s.pools(n, r.IPAM, builtin)
+	if _, err := readSettings(n.Options, n.Internal); err != nil {
+		return nil, errdefs.New(errdefs.Invalid, "create", object(r.Name), err)
+	}
+	if x := s.byBridge(n.bridge()); x != nil {
+		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "the bridge %s belongs to the network %s", n.bridge(), x.Name)
+	}
+	pools, err := s.pools(n, r.IPAM)
 	if err != nil {
 		return nil, err
 	}
@@ -437,60 +389,6 @@ func (s *Service) create(ctx context.Context, r CreateRequest, builtin bool) (*l
 		return nil, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
 	}
 	return n, nil
-}
-
-// pools completes what was asked for to one pool per family.
-func (s *Service) pools(n *live, asked []Pool, builtin bool) ([]Pool, error) {
-	var ours []netip.Prefix
-	for _, x := range s.list() {
-		for _, p := range x.IPAM {
-			ours = append(ours, p.Subnet)
-		}
-	}
-	taken := ours
-	if host, err := netlink.Taken(); err == nil {
-		taken = append(taken, host...)
-	}
-	var out []Pool
-	have4, have6 := false, false
-	for _, p := range asked {
-		if !p.Subnet.IsValid() {
-			if p.Gateway.IsValid() || p.IPRange.IsValid() {
-				return nil, errdefs.Newf(errdefs.Invalid, "create", object(n.Name), "a gateway or range needs a subnet")
-			}
-			continue
-		}
-		p.Subnet = p.Subnet.Masked()
-		if err := checkPool(p); err != nil {
-			return nil, errdefs.New(errdefs.Invalid, "create", object(n.Name), err)
-		}
-		if i := slices.IndexFunc(ours, p.Subnet.Overlaps); i >= 0 {
-			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "create", object(n.Name), "the subnet %s overlaps %s of another network (Pool overlaps with other one on this address space)", p.Subnet, ours[i]), "onggi network ls")
-		}
-		have4, have6 = have4 || p.Subnet.Addr().Is4(), have6 || p.Subnet.Addr().Is6()
-		out = append(out, p)
-	}
-	if n.EnableIPv4 && !have4 {
-		subnet, err := nextSubnet(s.o.Pools, taken)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, Pool{Subnet: subnet})
-	}
-	if n.EnableIPv6 && !have6 {
-		out = append(out, Pool{Subnet: uniqueLocal(s.o.ExecRoot, n.ID)})
-	}
-	for i, p := range out {
-		if !p.Gateway.IsValid() {
-			gw, err := nextAddr(p.Subnet, p.Subnet, nil)
-			if err != nil {
-				return nil, err
-			}
-			out[i].Gateway = gw
-		}
-	}
-	sort.SliceStable(out, func(i, j int) bool { return out[i].Subnet.Addr().Is4() && !out[j].Subnet.Addr().Is4() })
-	return out, nil
 }
 
 // find returns a network by id, name, or the beginning of an id.
@@ -647,6 +545,8 @@ func until(v string) (time.Time, error) {
 // Close stops the name servers and lets host ports go; containers keep their
 // links and rules.
 func (s *Service) Close() error {
+	s.table.Close()
+	s.background.Wait()
 	for _, n := range s.list() {
 		if n.dns != nil {
 			n.dns.stop()

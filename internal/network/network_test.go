@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -88,40 +89,60 @@ func attach(t testing.TB, s *Service, name string, change func(*SandboxRequest))
 // serve answers every TCP connection to port with text, inside a namespace.
 func serve(t testing.TB, ns *os.File, port int, text string) {
 	t.Helper()
-	err := linux.InNetNS(ns, func() error {
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.Write([]byte(text))
-				c.Close()
+	answer(t, ns, port, func(net.Conn) string { return text })
+}
+
+func answer(t testing.TB, ns *os.File, port int, text func(net.Conn) string) {
+	t.Helper()
+	for _, family := range []string{"4", "6"} {
+		err := linux.InNetNS(ns, func() error {
+			l, err := net.Listen("tcp"+family, fmt.Sprintf(":%d", port))
+			if errors.Is(err, syscall.EAFNOSUPPORT) {
+				return nil // IPv6 is switched off
 			}
-		}()
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { l.Close() })
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					c.Write([]byte(text(c)))
+					c.Close()
+				}
+			}()
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
 // dial returns what is served at an address, from a namespace (nil: ours).
-func dial(ns *os.File, addr string) string {
-	var out string
+func dial(ns *os.File, addr string) string { return dialFor(ns, addr, 700*time.Millisecond) }
+
+// reaches is dial with patience for what should be there, and little for what
+// should not: a dropped packet is waited for in vain.
+func reaches(ns *os.File, addr, want string) string {
+	if want == "no" {
+		return dialFor(ns, addr, 150*time.Millisecond)
+	}
+	return dialFor(ns, addr, 10*time.Second)
+}
+
+func dialFor(ns *os.File, addr string, patience time.Duration) (out string) {
 	f := func() error {
-		c, err := net.DialTimeout("tcp", addr, 700*time.Millisecond)
+		c, err := net.DialTimeout("tcp", addr, patience)
 		if err != nil {
 			out = "no"
 			return nil
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(time.Second))
+		c.SetDeadline(time.Now().Add(10 * time.Second))
 		buf := make([]byte, 100)
 		n, _ := c.Read(buf)
 		out = string(buf[:n])

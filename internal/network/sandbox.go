@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
@@ -56,6 +54,7 @@ type Endpoint struct {
 	MAC                                string
 	Aliases, DNSNames                  []string
 	Interface                          string // in the container
+	Default4, Default6                 bool   `json:",omitempty"` // the default route goes here
 }
 
 // PortBinding is a published port.
@@ -79,6 +78,7 @@ type sandbox struct {
 	Hostname  string
 	Endpoints []Endpoint
 	Ports     []PortBinding
+	DNS       []string `json:",omitempty"` // name servers of its own
 	ns        *os.File // our descriptor of the namespace; nil = unknown
 }
 
@@ -105,7 +105,7 @@ func container(name string) string { return fmt.Sprintf("container %q", strings.
 func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, err error) {
 	var u undo.Stack
 	defer func() { u.Run(ctx, &err) }()
-	b := &sandbox{Name: strings.TrimPrefix(r.Name, "/"), Hostname: r.Hostname}
+	b := &sandbox{Name: strings.TrimPrefix(r.Name, "/"), Hostname: r.Hostname, DNS: slices.Clone(r.DNS)}
 	b.keep(r.NetNS)
 	s.mu.Lock()
 	if s.sandboxes[r.ContainerID] != nil {
@@ -122,7 +122,7 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 	reqs := slices.Clone(r.Endpoints)
 	slices.SortStableFunc(reqs, func(a, c EndpointRequest) int { return c.GwPriority - a.GwPriority })
 	first := true
-	for i, q := range reqs {
+	for _, q := range reqs {
 		n, err := s.find(q.Network)
 		if err != nil {
 			return out, err
@@ -130,7 +130,7 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 		if n.Driver != "bridge" {
 			continue
 		}
-		if _, err := s.connect(r, n, q, b, i, first); err != nil {
+		if _, err := s.connect(r, n, q, b, first); err != nil {
 			return out, err
 		}
 		first = false
@@ -148,18 +148,16 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 	}
 	u.Disarm()
 	s.mu.Lock()
-	out = Sandbox{Endpoints: slices.Clone(b.Endpoints), Ports: slices.Clone(b.Ports)}
+	out = Sandbox{Endpoints: slices.Clone(b.Endpoints), Ports: slices.DeleteFunc(slices.Clone(b.Ports), func(p PortBinding) bool { return p.HostPort == 0 })}
 	s.mu.Unlock()
 	out.ResolvConf, out.Hosts = s.files(r, out.Endpoints)
 	return out, nil
 }
 
 // connect reserves addresses on a network and makes the interface.
-func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandbox, i int, first bool) (Endpoint, error) {
-	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Interface: fmt.Sprintf("eth%d", i)}
-	if i > 0 {
-		ep.Interface = s.freeInterface(b)
-	}
+func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandbox, first bool) (Endpoint, error) {
+	o := n.settings()
+	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Interface: s.freeInterface(b, o.prefix)}
 	ep.Aliases = slices.Clone(q.Aliases)
 	ep.DNSNames = []string{b.Name}
 	if len(r.ContainerID) >= 12 {
@@ -177,11 +175,16 @@ func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandb
 		s.mu.Unlock()
 		return ep, errdefs.New(errdefs.KindOf(err), "connect", container(r.Name)+" to "+object(n.Name), err)
 	}
+	if !n.Internal {
+		has := func(is func(Endpoint) bool) bool { return slices.ContainsFunc(b.Endpoints, is) }
+		ep.Default4 = ep.Gateway4.IsValid() && !has(func(e Endpoint) bool { return e.Default4 })
+		ep.Default6 = ep.Gateway6.IsValid() && !has(func(e Endpoint) bool { return e.Default6 })
+	}
 	b.Endpoints = append(b.Endpoints, ep)
 	index := n.index
 	s.mu.Unlock()
 
-	x := netlink.Endpoint{HostName: "og" + ep.EndpointID[:10], Bridge: index, Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6}
+	x := netlink.Endpoint{HostName: "og" + ep.EndpointID[:10], Bridge: index, Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6, Isolated: o.noICC && !seesBridges(), Gateways: ep.defaults()}
 	mac, err := net.ParseMAC(ep.MAC)
 	if err != nil {
 		return ep, errdefs.Newf(errdefs.Invalid, "connect", container(r.Name), "the MAC address %q: %v", ep.MAC, err)
@@ -192,24 +195,28 @@ func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandb
 			x.Addrs = append(x.Addrs, p)
 		}
 	}
-	if first && !n.Internal {
-		for _, g := range []netip.Addr{ep.Gateway4, ep.Gateway6} {
-			if g.IsValid() {
-				x.Gateways = append(x.Gateways, g)
-			}
-		}
-	}
 	if err := netlink.Attach(r.NetNS, x, first); err != nil {
 		return ep, errdefs.New(errdefs.Internal, "connect", container(r.Name)+" to "+object(n.Name), err)
 	}
 	return ep, nil
 }
 
-func (s *Service) freeInterface(b *sandbox) string {
+// defaults are the gateways that default routes of an endpoint go to.
+func (e Endpoint) defaults() (out []netip.Addr) {
+	if e.Default4 {
+		out = append(out, e.Gateway4)
+	}
+	if e.Default6 {
+		out = append(out, e.Gateway6)
+	}
+	return out
+}
+
+func (s *Service) freeInterface(b *sandbox, prefix string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("eth%d", i)
+		name := fmt.Sprintf("%s%d", prefix, i)
 		if !slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.Interface == name }) {
 			return name
 		}
@@ -237,6 +244,8 @@ func (s *Service) addressesLocked(n *live, q EndpointRequest, ep *Endpoint) erro
 		}
 		a := want
 		switch {
+		case !want.IsValid() && p.Subnet.Addr().Is6() && ep.IPv4.IsValid() && !p.IPRange.IsValid() && p.Subnet.Bits() <= 96 && !used[sibling(ep.IPv4.Addr(), n.IPAM[0].Subnet, p.Subnet)]:
+			a = sibling(ep.IPv4.Addr(), n.IPAM[0].Subnet, p.Subnet)
 		case !want.IsValid():
 			var err error
 			if a, err = nextAddr(p.Subnet, p.IPRange, used); err != nil {
@@ -259,168 +268,10 @@ func (s *Service) addressesLocked(n *live, q EndpointRequest, ep *Endpoint) erro
 		if !a.IsValid() {
 			a = ep.IPv6.Addr()
 		}
-		mac := macFor(a, ep.EndpointID)
+		mac := macFor(a)
 		ep.MAC = net.HardwareAddr(mac[:]).String()
 	}
 	return nil
-}
-
-var protocols = map[string]uint8{"tcp": syscall.IPPROTO_TCP, "udp": syscall.IPPROTO_UDP, "sctp": 132}
-
-// publish reserves host ports and sends them to the container.
-func (s *Service) publish(r SandboxRequest, b *sandbox) error {
-	if len(r.Ports) == 0 {
-		return nil
-	}
-	var v4, v6 netip.Addr
-	for _, e := range b.Endpoints {
-		if n, err := s.find(e.NetworkID); err == nil && n.Internal {
-			continue
-		}
-		if e.IPv4.IsValid() && !v4.IsValid() {
-			v4 = e.IPv4.Addr()
-		}
-		if e.IPv6.IsValid() && !v6.IsValid() {
-			v6 = e.IPv6.Addr()
-		}
-	}
-	for _, p := range r.Ports {
-		if _, ok := protocols[p.Proto]; !ok {
-			return errdefs.Newf(errdefs.Invalid, "publish", fmt.Sprintf("port %d", p.Port), "the protocol %q is not tcp, udp or sctp", p.Proto)
-		}
-		ips := []netip.Addr{p.HostIP}
-		if !p.HostIP.IsValid() {
-			ips = nil
-			if s.o.PublishIP != "" {
-				if a, err := netip.ParseAddr(s.o.PublishIP); err == nil && !a.IsUnspecified() {
-					ips = []netip.Addr{a}
-				}
-			}
-			if ips == nil {
-				ips = []netip.Addr{netip.IPv4Unspecified()}
-				if v6.IsValid() {
-					ips = append(ips, netip.IPv6Unspecified())
-				}
-			}
-		}
-		port := uint16(0)
-		for _, ip := range ips {
-			target := v4
-			if ip.Is6() {
-				target = v6
-			}
-			if !target.IsValid() {
-				if ip.Is6() && v4.IsValid() {
-					return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "publish", fmt.Sprintf("port %d on %s", p.Port, ip), "the container has no IPv6 address"), "a network made with --ipv6")
-				}
-				continue
-			}
-			q := p
-			if port != 0 { // the same number on both families
-				q.HostPort, q.HostPortEnd = port, 0
-			}
-			bound, err := s.reserve(r, b, ip, q)
-			if err != nil {
-				return err
-			}
-			port = bound.HostPort
-		}
-	}
-	return s.table.AddPorts(s.targets(b))
-}
-
-// targets are the elements of the table for a sandbox's ports.
-func (s *Service) targets(b *sandbox) (out []nft.Port) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range b.Ports {
-		for _, e := range b.Endpoints {
-			a := e.IPv4
-			if p.HostIP.Is6() {
-				a = e.IPv6
-			}
-			if n := s.nets[e.NetworkID]; a.IsValid() && (n == nil || !n.Internal) {
-				out = append(out, nft.Port{Proto: protocols[p.Proto], HostIP: p.HostIP, HostPort: p.HostPort, Target: netip.AddrPortFrom(a.Addr(), p.Port)})
-				break
-			}
-		}
-	}
-	return out
-}
-
-// Range of ports that are given out where none is asked for.
-const firstFree, lastFree = 32768, 60999
-
-// reserve takes one host port for the sandbox.
-func (s *Service) reserve(r SandboxRequest, b *sandbox, ip netip.Addr, p PortRequest) (PortBinding, error) {
-	lo, hi := p.HostPort, max(p.HostPort, p.HostPortEnd)
-	if lo == 0 {
-		lo, hi = firstFree, lastFree
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var why error
-	for n := uint32(lo); n <= uint32(hi); n++ {
-		k := hostPort{p.Proto, ip, uint16(n)}
-		if owner := s.ownerLocked(k); owner != "" {
-			why = errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "publish", fmt.Sprintf("port %d of %s", p.Port, container(r.Name)), "Bind for %s failed: port is already allocated by container %q",
-				netip.AddrPortFrom(ip, k.port), owner), "another host port, or onggi rm -f "+owner)
-			continue
-		}
-		c, err := hold(k)
-		if err != nil {
-			why = portError(r, p, k, err)
-			continue
-		}
-		s.held[k] = c
-		pb := PortBinding{Port: p.Port, Proto: p.Proto, HostIP: ip, HostPort: k.port}
-		b.Ports = append(b.Ports, pb)
-		return pb, nil
-	}
-	return PortBinding{}, why
-}
-
-// ownerLocked names the container that has a host port; one on all addresses
-// and one on a certain address exclude each other.
-func (s *Service) ownerLocked(k hostPort) string {
-	for _, b := range s.sandboxes {
-		for _, p := range b.Ports {
-			if p.Proto == k.proto && p.HostPort == k.port && p.HostIP.Is4() == k.ip.Is4() && (p.HostIP == k.ip || p.HostIP.IsUnspecified() || k.ip.IsUnspecified()) {
-				return b.Name
-			}
-		}
-	}
-	return ""
-}
-
-func portError(r SandboxRequest, p PortRequest, k hostPort, err error) error {
-	kind, hint := errdefs.Internal, ""
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		kind, hint = errdefs.Conflict, fmt.Sprintf("another host port, or end what listens there: ss -lptu 'sport = :%d'", k.port)
-		err = errors.New("another program of the host uses it (address already in use)")
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		kind, hint = errdefs.Invalid, "an address of this host: ip address"
-		err = fmt.Errorf("the host has no address %s", k.ip)
-	}
-	return errdefs.WithHint(errdefs.Newf(kind, "publish", fmt.Sprintf("port %d of %s", p.Port, container(r.Name)), "host port %s/%s: %w", netip.AddrPortFrom(k.ip, k.port), k.proto, err), hint)
-}
-
-// hold binds a socket to the port, so that nobody else takes it. Nothing is
-// accepted there: packets are redirected before they come to it.
-func hold(k hostPort) (io.Closer, error) {
-	at := netip.AddrPortFrom(k.ip, k.port).String()
-	fam := "4"
-	if k.ip.Is6() {
-		fam = "6"
-	}
-	switch k.proto {
-	case "tcp":
-		return net.Listen("tcp"+fam, at)
-	case "udp":
-		return net.ListenPacket("udp"+fam, at)
-	}
-	return io.NopCloser(nil), nil
 }
 
 func (s *Service) save(id string, b *sandbox) error {
@@ -443,6 +294,10 @@ func (s *Service) files(r SandboxRequest, eps []Endpoint) (resolv, hosts []byte)
 			options = host.options
 		}
 	}
+	// A short name is one of a container before it is one of a search domain.
+	if len(eps) > 0 && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		options = append(slices.Clone(options), "ndots:0")
+	}
 	var gateway netip.Addr
 	var servers []string
 	for _, e := range eps {
@@ -450,7 +305,7 @@ func (s *Service) files(r SandboxRequest, eps []Endpoint) (resolv, hosts []byte)
 		n := s.nets[e.NetworkID]
 		if n != nil {
 			for _, a := range n.bound {
-				servers = append(servers, a.String())
+				servers = append(servers, a.Addr().String())
 			}
 		}
 		s.mu.Unlock()
@@ -459,12 +314,8 @@ func (s *Service) files(r SandboxRequest, eps []Endpoint) (resolv, hosts []byte)
 		}
 	}
 	switch {
-	case len(r.DNS) > 0:
-		// Names of containers come from our server; it is asked first.
-		servers = append(servers[:min(1, len(servers))], r.DNS...)
-		if len(eps) > 0 && eps[0].NetworkName == "bridge" || len(eps) == 0 {
-			servers = r.DNS
-		}
+	case len(r.DNS) > 0 && (len(servers) == 0 || !slices.Equal(reachable(r.DNS), r.DNS)):
+		servers = r.DNS // nobody asks for it, or it is in the container itself
 	case len(servers) == 0 && len(eps) == 0:
 		servers = host.servers // the host's network, or none
 	case len(servers) == 0:
@@ -472,7 +323,35 @@ func (s *Service) files(r SandboxRequest, eps []Endpoint) (resolv, hosts []byte)
 			servers = reachable(host.servers)
 		}
 	}
-	return resolvConf(servers, search, options), hostsFile(r, eps, gateway)
+	// More than three are not read (resolv.conf(5)).
+	return resolvConf(servers[:min(3, len(servers))], search, options), hostsFile(r, eps, gateway)
+}
+
+// upstream are the servers to ask for names that a network does not have, for
+// one of its containers.
+func (s *Service) upstream(n *live, client netip.Addr) []string {
+	s.mu.Lock()
+	var own []string
+	for _, b := range s.sandboxes {
+		if slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool {
+			return e.NetworkID == n.ID && (e.IPv4.Addr() == client || e.IPv6.Addr() == client)
+		}) {
+			own = b.DNS
+		}
+	}
+	s.mu.Unlock()
+	switch {
+	case n.Internal: // what is outside does not even hear of questions
+		return slices.DeleteFunc(slices.Clone(own), func(server string) bool {
+			a, err := netip.ParseAddr(server)
+			return err != nil || !slices.ContainsFunc(n.IPAM, func(p Pool) bool { return p.Subnet.Contains(a) })
+		})
+	case len(own) > 0:
+		return own
+	case len(s.o.DNS) > 0:
+		return s.o.DNS
+	}
+	return readHostResolver(s.o.ResolvConf).servers
 }
 
 // Release takes everything back that a container's network took. What is in the
@@ -484,15 +363,11 @@ func (s *Service) Release(ctx context.Context, containerID string) error {
 	if b == nil {
 		return nil
 	}
-	err := s.table.RemovePorts(s.targets(b))
+	targets := s.targets(b)
+	err := s.table.RemovePorts(targets)
+	s.forgetFlows(targets)
 	s.mu.Lock()
-	for _, p := range b.Ports {
-		k := hostPort{p.Proto, p.HostIP, p.HostPort}
-		if c := s.held[k]; c != nil {
-			c.Close()
-			delete(s.held, k)
-		}
-	}
+	s.letGoLocked(b)
 	delete(s.sandboxes, containerID)
 	ns := b.ns
 	b.ns = nil
@@ -525,7 +400,7 @@ func (s *Service) Connect(ctx context.Context, containerID string, q EndpointReq
 	case have:
 		return Endpoint{}, errdefs.Newf(errdefs.Forbidden, "connect", container(b.Name), "endpoint with name %s already exists in network %s", b.Name, n.Name)
 	}
-	ep, err := s.connect(r, n, q, b, count+1, count == 0)
+	ep, err := s.connect(r, n, q, b, count == 0)
 	if err != nil {
 		s.drop(b, n.ID)
 		return Endpoint{}, err
@@ -573,7 +448,42 @@ func (s *Service) Disconnect(ctx context.Context, containerID, network string, f
 	if err := netlink.RemoveLink("og" + ep.EndpointID[:10]); err != nil {
 		return err
 	}
+	if err := s.reroute(b, ep); err != nil {
+		s.log.Warn("no default route after a disconnection", "container", b.Name, "error", err)
+	}
 	return s.save(containerID, b)
+}
+
+// reroute finds other gateways for the default routes that went by an endpoint.
+func (s *Service) reroute(b *sandbox, gone Endpoint) error {
+	s.mu.Lock()
+	ns := b.ns
+	var name4, name6 string
+	var to4, to6 netip.Addr
+	for i := range b.Endpoints {
+		e := &b.Endpoints[i]
+		if n := s.nets[e.NetworkID]; n == nil || n.Internal {
+			continue
+		}
+		if gone.Default4 && !to4.IsValid() && e.Gateway4.IsValid() {
+			e.Default4, name4, to4 = true, e.Interface, e.Gateway4
+		}
+		if gone.Default6 && !to6.IsValid() && e.Gateway6.IsValid() {
+			e.Default6, name6, to6 = true, e.Interface, e.Gateway6
+		}
+	}
+	s.mu.Unlock()
+	if ns == nil {
+		return nil
+	}
+	var errs []error
+	if to4.IsValid() {
+		errs = append(errs, netlink.DefaultRoute(ns, name4, to4))
+	}
+	if to6.IsValid() {
+		errs = append(errs, netlink.DefaultRoute(ns, name6, to6))
+	}
+	return errors.Join(errs...)
 }
 
 // Restore adopts what running containers have, after an engine's restart, and
@@ -595,26 +505,34 @@ func (s *Service) Restore(ctx context.Context, running []SandboxRequest) error {
 		}
 		for _, p := range b.Ports {
 			k := hostPort{p.Proto, p.HostIP, p.HostPort}
-			if c, err := hold(k); err == nil {
+			if p.HostPort == 0 || s.held[k] != nil {
+				continue
+			}
+			if c, err := s.hold(k); err == nil {
 				s.held[k] = c
 			} else {
 				s.log.Warn("a published port is used by another program too", "container", b.Name, "port", p.HostPort, "error", err)
 			}
 		}
 	}
+	var ended []*sandbox
 	for _, id := range gone {
+		ended = append(ended, s.sandboxes[id])
 		delete(s.sandboxes, id)
 	}
-	var ports []nft.Port
+	var ports, stale []nft.Port
 	live := make([]*sandbox, 0, len(s.sandboxes))
 	for _, b := range s.sandboxes {
 		live = append(live, b)
 	}
 	s.mu.Unlock()
+	for _, b := range ended {
+		stale = append(stale, s.targets(b)...)
+	}
 	for _, b := range live {
 		ports = append(ports, s.targets(b)...)
 	}
-	err := s.table.AddPorts(ports)
+	err := errors.Join(s.table.RemovePorts(stale), s.table.AddPorts(ports))
 	return errors.Join(err, s.o.DB.Update(func(tx *metadb.Tx) error {
 		for _, id := range gone {
 			if err := tx.Delete(sandboxesBucket, id); err != nil {

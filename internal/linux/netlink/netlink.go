@@ -83,6 +83,14 @@ func EnsureBridge(b Bridge) (index int, err error) {
 	return link.Attrs().Index, nil
 }
 
+// FilterBridge sends packets between the ports of a bridge through the rules of
+// nftables, whatever becomes of the setting for all bridges.
+func FilterBridge(name string) {
+	for _, f := range []string{"nf_call_iptables", "nf_call_ip6tables"} {
+		os.WriteFile("/sys/class/net/"+name+"/bridge/"+f, []byte("1"), 0)
+	}
+}
+
 // randomMAC is a unicast, locally administered address.
 func randomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
@@ -141,6 +149,7 @@ type Endpoint struct {
 	Gateways []netip.Addr // of default routes; none = none
 	MTU      int
 	NoIPv6   bool
+	Isolated bool // it reaches the bridge, but not the bridge's other ports
 }
 
 // Attach makes the endpoint in the namespace. first also brings the loopback
@@ -151,6 +160,11 @@ func Attach(ns *os.File, e Endpoint, first bool) error {
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC, PeerMTU: uint32(max(e.MTU, 0)), PeerNamespace: netlink.NsFd(linux.RawFD(ns))}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make the interface %s: %w", e.Name, err)
+	}
+	if e.Isolated {
+		if err := netlink.LinkSetIsolated(veth, true); err != nil {
+			return fmt.Errorf("isolate the interface %s: %w", e.Name, err)
+		}
 	}
 	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
 	if err != nil {
@@ -188,6 +202,39 @@ func Attach(ns *os.File, e Endpoint, first bool) error {
 		}
 	}
 	return nil
+}
+
+// DefaultRoute lets an interface of a namespace have the default route.
+func DefaultRoute(ns *os.File, name string, gateway netip.Addr) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("enter the network namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err == nil {
+		err = h.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()})
+	}
+	if err != nil {
+		return fmt.Errorf("default route by %s: %w", gateway, err)
+	}
+	return nil
+}
+
+// ForgetUDP removes what connection tracking knows of datagrams to ports.
+func ForgetUDP(ports map[uint16]bool) error {
+	for _, family := range []netlink.InetFamily{syscall.AF_INET, syscall.AF_INET6} {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, udpTo(ports)); err != nil {
+			return fmt.Errorf("connection tracking: %w", err)
+		}
+	}
+	return nil
+}
+
+type udpTo map[uint16]bool
+
+func (u udpTo) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == syscall.IPPROTO_UDP && u[f.Forward.DstPort]
 }
 
 func loopbackUp(h *netlink.Handle) error {
