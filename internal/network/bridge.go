@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -178,8 +179,31 @@ func (s *Service) up(n *live) error {
 	bound := ns.start(n.bridge(), addrs)
 	s.mu.Lock()
 	n.index, n.dns, n.bound = index, ns, bound
+	most := 0 // of the segments that containers are on already
+	for _, b := range s.sandboxes {
+		for _, e := range b.Endpoints {
+			if e.NetworkID == n.ID {
+				most = max(most, e.Segment)
+			}
+		}
+	}
 	s.mu.Unlock()
-	return nil
+	_, err = s.segment(n, most)
+	return err
+}
+
+// down removes the bridges.
+func (n *live) down() error {
+	for _, prefix := range []string{"ogc", "ogs"} { // cables and segments
+		names, err := netlink.Links(prefix + n.ID[:8])
+		for _, name := range names {
+			err = errors.Join(err, netlink.RemoveLink(name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return netlink.RemoveLink(n.bridge())
 }
 
 // forwarding lets the host route for this bridge, and its own loopback
@@ -262,6 +286,9 @@ func (s *Service) ruleOf(n *live) nft.Network {
 	x := nft.Network{Bridge: n.bridge(), Internal: n.Internal, NoICC: o.noICC, Trusted: o.trusted}
 	s.mu.Lock()
 	bound := n.bound
+	for i := range n.segments {
+		x.Segments = append(x.Segments, n.segmentName(i+1))
+	}
 	s.mu.Unlock()
 	for _, p := range n.IPAM {
 		i := familyIndex(p.Gateway)

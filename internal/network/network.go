@@ -110,6 +110,9 @@ type live struct {
 	index int // of the bridge
 	dns   *nameServer
 	bound []netip.AddrPort // where the name server listens
+
+	extending sync.Mutex // held while a segment is made
+	segments  []int      // further bridges, by index; written under extending and the service's mu
 }
 
 // Service is the networks of one engine.
@@ -201,6 +204,10 @@ func (s *Service) defaults(ctx context.Context) error {
 			return err
 		}
 	}
+	// Containers that run on keep their ports from the first moment.
+	for _, b := range s.sandboxes {
+		s.table.Expect(s.targets(b))
+	}
 	for _, n := range s.list() {
 		if n.Driver != "bridge" || n.index != 0 {
 			continue
@@ -208,10 +215,6 @@ func (s *Service) defaults(ctx context.Context) error {
 		if err := s.up(n); err != nil {
 			s.log.Error("network is not usable", "network", n.Name, "error", err)
 		}
-	}
-	// Containers that run on keep their ports from the first moment.
-	for _, b := range s.sandboxes {
-		s.table.Expect(s.targets(b))
 	}
 	if err := s.syncRules(); err != nil {
 		return errdefs.New(errdefs.Internal, "make", "the rules of networks", err)
@@ -496,7 +499,7 @@ func (s *Service) Remove(ctx context.Context, nameOrID string) error {
 	if err := s.syncRules(); err != nil {
 		s.log.Error("rules not updated", "error", err)
 	}
-	if err := netlink.RemoveLink(n.bridge()); err != nil {
+	if err := n.down(); err != nil {
 		return errdefs.New(errdefs.Internal, "remove", object(n.Name), err)
 	}
 	return nil
@@ -569,7 +572,7 @@ func (s *Service) Cleanup(ctx context.Context) error {
 		if n.Driver != "bridge" {
 			continue
 		}
-		if err := netlink.RemoveLink(n.bridge()); err != nil && first == nil {
+		if err := n.down(); err != nil && first == nil {
 			first = err
 		}
 	}

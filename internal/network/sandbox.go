@@ -54,6 +54,7 @@ type Endpoint struct {
 	MAC                                string
 	Aliases, DNSNames                  []string
 	Interface                          string // in the container
+	Segment                            int    `json:",omitempty"` // of the network's bridges
 	Default4, Default6                 bool   `json:",omitempty"` // the default route goes here
 }
 
@@ -180,11 +181,15 @@ func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandb
 		ep.Default4 = ep.Gateway4.IsValid() && !has(func(e Endpoint) bool { return e.Default4 })
 		ep.Default6 = ep.Gateway6.IsValid() && !has(func(e Endpoint) bool { return e.Default6 })
 	}
+	ep.Segment = s.segmentLocked(n)
 	b.Endpoints = append(b.Endpoints, ep)
-	index := n.index
 	s.mu.Unlock()
+	index, err := s.segment(n, ep.Segment)
+	if err != nil {
+		return ep, errdefs.New(errdefs.Internal, "connect", container(r.Name)+" to "+object(n.Name), err)
+	}
 
-	x := netlink.Endpoint{HostName: "og" + ep.EndpointID[:10], Bridge: index, Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6, Isolated: o.noICC && !seesBridges(), Gateways: ep.defaults()}
+	x := netlink.Endpoint{HostName: "og" + ep.EndpointID[:10], Bridge: index, Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6, Isolated: o.noICC && (ep.Segment > 0 || !seesBridges()), Gateways: ep.defaults()}
 	mac, err := net.ParseMAC(ep.MAC)
 	if err != nil {
 		return ep, errdefs.Newf(errdefs.Invalid, "connect", container(r.Name), "the MAC address %q: %v", ep.MAC, err)

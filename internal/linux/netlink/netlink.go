@@ -83,6 +83,46 @@ func EnsureBridge(b Bridge) (index int, err error) {
 	return link.Attrs().Index, nil
 }
 
+// MaxPorts is how many ports a bridge of Linux has (BR_MAX_PORTS less one).
+const MaxPorts = 1023
+
+// ExtendBridge makes a further bridge and plugs it into the first, so that both
+// are one network. link begins the names of the cable's ends.
+func ExtendBridge(first int, name, link string, mtu int) (index int, err error) {
+	index, err = EnsureBridge(Bridge{Name: name, MTU: mtu})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := netlink.LinkByName(link + "a"); err == nil {
+		return index, nil
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = link+"a", first, net.FlagUp, mtu
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: link + "b", PeerMTU: uint32(max(mtu, 0))}); err != nil {
+		return 0, fmt.Errorf("bridge %s: make its cable: %w", name, err)
+	}
+	peer, err := netlink.LinkByName(link + "b")
+	if err == nil {
+		err = errors.Join(netlink.LinkSetMasterByIndex(peer, index), netlink.LinkSetUp(peer))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("bridge %s: plug its cable in: %w", name, err)
+	}
+	return index, nil
+}
+
+// Isolate keeps a port of a bridge apart from its other isolated ports.
+func Isolate(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetIsolated(l, true)
+	}
+	if err != nil {
+		return fmt.Errorf("isolate the interface %s: %w", name, err)
+	}
+	return nil
+}
+
 // FilterBridge sends packets between the ports of a bridge through the rules of
 // nftables, whatever becomes of the setting for all bridges.
 func FilterBridge(name string) {

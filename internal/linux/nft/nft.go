@@ -57,6 +57,7 @@ type Subnet struct {
 // A Network is what the rules need to know of one.
 type Network struct {
 	Bridge   string
+	Segments []string // further bridges that are plugged into it
 	Subnets  []Subnet
 	Internal bool     // no way in or out
 	NoICC    bool     // its containers do not reach each other

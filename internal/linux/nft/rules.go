@@ -246,6 +246,13 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 func (b *ruleset) raw(nets []Network) {
 	raw := b.base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	b.rule(raw, inFrom("lo"), verdict(expr.VerdictReturn))
+	// Where bridges pass their packets to us, those on a segment are seen again on
+	// the first bridge: they are judged and translated there.
+	for _, n := range nets {
+		for _, name := range n.Segments {
+			b.rule(raw, inFrom(name), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
+		}
+	}
 	// Loopback addresses are routed to containers, for ports published there:
 	// nobody else may use that way (CVE-2020-8558), nor pretend to come from it.
 	lo := netip.MustParsePrefix("127.0.0.0/8")
