@@ -166,9 +166,15 @@ func RemoveLink(name string) error {
 
 // Links lists the names of links with a prefix.
 func Links(prefix string) ([]string, error) {
-	all, err := netlink.LinkList()
+	var all []netlink.Link
+	var err error
+	for range 20 { // a list that changes while it is read is read again
+		if all, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var out []string
 	for _, l := range all {
