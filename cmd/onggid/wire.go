@@ -133,7 +133,7 @@ func (s *services) close(log *slog.Logger) {
 func networkOptions(c *config, db *metadb.DB, log *slog.Logger) network.Options {
 	o := network.Options{
 		DB: db, ExecRoot: c.execRoot, BridgeName: c.bridgeName, BIP: c.bip, FixedCIDR: c.fixedCIDR, FixedCIDR6: c.fixedCIDR6, MTU: c.mtu, IPv6: c.ipv6, NoICC: !c.icc,
-		DNS: c.dns, DNSSearch: c.dnsSearch, DNSOptions: c.dnsOptions, PublishIP: c.publishIP, Logger: log,
+		DNS: c.dns, DNSSearch: c.dnsSearch, DNSOptions: c.dnsOptions, PublishIP: c.publishIP, Logger: log, Ending: c.cleanup,
 	}
 	for _, p := range c.pools {
 		o.Pools = append(o.Pools, network.AddressPool{Base: p.Base, Size: p.Size})

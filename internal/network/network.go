@@ -72,6 +72,7 @@ type Options struct {
 	Logger                     *slog.Logger
 	Pools                      []AddressPool
 	ResolvConf                 string // of the host; "" = /etc/resolv.conf
+	Ending                     bool   // only Cleanup will follow: no network is made or changed
 }
 
 // Pool is a subnet of a network.
@@ -148,6 +149,9 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err := s.load(); err != nil {
 		return nil, errdefs.New(errdefs.Internal, "open", "networks", err)
 	}
+	if o.Ending {
+		return s, nil
+	}
 	if err := s.defaults(ctx); err != nil {
 		return nil, err
 	}
@@ -199,6 +203,9 @@ func (s *Service) defaults(ctx context.Context) error {
 	if n := s.byName("bridge"); n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 {
 		if n != nil {
 			s.forget(n)
+			if len(s.users(n.ID)) == 0 && n.bridge() != s.o.BridgeName {
+				netlink.RemoveLink(n.bridge())
+			}
 		}
 		if err := s.makeDefault(ctx); err != nil {
 			return err

@@ -318,6 +318,25 @@ func TestRestoring(t *testing.T) {
 	again.Cleanup(ctx)
 }
 
+// Cleaning up needs no flags: what was stored says what there is to remove.
+func TestCleanupKnowsItsBridge(t *testing.T) {
+	dir := t.TempDir()
+	s := service(t, dir, Options{BridgeName: "ogtest1", BIP: "10.99.7.1/24"})
+	s.Close()
+	end, err := Open(ctx, Options{DB: s.o.DB, ExecRoot: dir, BridgeName: "ogtest2", Ending: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := end.Cleanup(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"ogtest1", "ogtest2"} {
+		if _, err := net.InterfaceByName(name); err == nil {
+			t.Errorf("the bridge %s is there", name)
+		}
+	}
+}
+
 func TestAddresses(t *testing.T) {
 	sub := netip.MustParsePrefix("10.0.0.0/29")
 	used := map[netip.Addr]bool{}
