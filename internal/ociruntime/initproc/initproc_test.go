@@ -2,6 +2,7 @@ package initproc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -144,6 +145,57 @@ func TestReaperEndsWithTheAppsStatusAndReapsOrphans(t *testing.T) {
 	if ws.ExitStatus() != 9 {
 		t.Errorf("status %v", ws)
 	}
+}
+
+// forked is a program that goes on in a child, which is ready before the process
+// that forked it says who it is, if that does at all.
+func forked(t *testing.T, report bool) *Process {
+	t.Helper()
+	b := NewBuilder()
+	child, pid := b.NewLabel(), b.NewReg()
+	b.Call("clone", unix.SYS_CLONE, unix.CLONE_PARENT|int(unix.SIGCHLD), 0, 0, 0, 0).Into(pid)
+	b.JumpIf(child, pid, 0, ^uint64(0))
+	b.Call("nanosleep", unix.SYS_NANOSLEEP, b.Data(binary.LittleEndian.AppendUint64(make([]byte, 8), 20e6)), 0)
+	if report {
+		b.ReportPID(pid)
+	}
+	b.Exit(0)
+	b.Mark(child)
+	b.Ready()
+	b.Exit(3)
+	p, err := b.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Forks = true
+	proc, err := Start(p, nil, Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proc
+}
+
+func TestAChildThatIsReadyBeforeItIsNamed(t *testing.T) {
+	proc := forked(t, true)
+	if err := proc.WaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	if proc.PID == proc.first {
+		t.Fatal("the process that forked is taken for the app")
+	}
+	proc.Release()
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(proc.PID, &ws, 0, nil); err != nil || ws.ExitStatus() != 3 {
+		t.Errorf("status %v, %v", ws, err)
+	}
+}
+
+func TestAForkThatIsNeverNamed(t *testing.T) {
+	if err := forked(t, false).WaitReady(); err == nil || !strings.Contains(err.Error(), "killed while it forked") {
+		t.Errorf("got %v", err)
+	}
+	var ws unix.WaitStatus
+	unix.Wait4(-1, &ws, 0, nil) // the child, which the end of the socket ends
 }
 
 // The committed binary is what the source gives.

@@ -276,9 +276,17 @@ func (p *Process) keep(f *os.File, what int64) {
 	*to = f
 }
 
-// next handles messages until one that the caller waits for.
+// next handles messages until one that the caller waits for. A process that
+// forks and its child write at the same time: that the child is ready may be
+// heard before who it is.
 func (p *Process) next() (m message, ok bool, err error) {
+	early := false
 	for {
+		if early {
+			if err := p.awaitPID(); err != nil {
+				return m, true, err
+			}
+		}
 		m, ok, err = p.receive()
 		if err != nil || !ok {
 			return m, ok, err
@@ -294,6 +302,14 @@ func (p *Process) next() (m message, ok bool, err error) {
 			if err := p.adopt(int(m.value)); err != nil {
 				return m, true, err
 			}
+			if early {
+				return message{kind: msgReady}, true, nil
+			}
+		case msgReady:
+			if !p.forks || p.PID != p.first {
+				return m, true, nil
+			}
+			early = true
 		case msgStage:
 			if p.Stages != nil {
 				if err := p.Stages(int(m.value)); err != nil {
@@ -306,6 +322,24 @@ func (p *Process) next() (m message, ok bool, err error) {
 		case msgFD:
 		default:
 			return m, true, nil
+		}
+	}
+}
+
+// awaitPID returns when there is a message to read, or with an error when the
+// process that forks has ended without one.
+func (p *Process) awaitPID() error {
+	fds := []unix.PollFd{{Fd: int32(rawFD(p.sock)), Events: unix.POLLIN}, {Fd: int32(rawFD(p.PidFD)), Events: unix.POLLIN}}
+	for timeout := -1; ; timeout = 0 {
+		n, err := unix.Poll(fds, timeout)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case fds[0].Revents != 0:
+			return nil
+		case n == 0 || timeout == 0:
+			return errors.New("onggi-init was killed while it forked")
 		}
 	}
 }
