@@ -47,7 +47,9 @@ func (a *attacher) ready(events uint32) {
 	if len(a.pending) > 0 || len(a.head) > 0 {
 		a.flush()
 	}
-	if !a.closed {
+	// Input on a connection that is for output only is not ours: the engine, which
+	// has a descriptor of the same socket, reads it to look for detach keys.
+	if !a.closed && a.spec.Stdin {
 		a.receive()
 	}
 	if !a.closed && events&(linux.PollHup|linux.PollErr) != 0 {
@@ -161,7 +163,7 @@ func (a *attacher) watchPatience() {
 func (a *attacher) receive() {
 	p := a.p
 	for !a.inputEnded {
-		if a.spec.Stdin && len(p.in.pending) > 0 {
+		if len(p.in.pending) > 0 {
 			return // feedInput comes back
 		}
 		// The loop's buffer may hold output that is being sent, but not here:
@@ -179,9 +181,7 @@ func (a *attacher) receive() {
 			a.inputEnd()
 			return
 		}
-		if a.spec.Stdin {
-			p.input(buf[:n])
-		}
+		p.input(buf[:n])
 	}
 }
 

@@ -158,6 +158,31 @@ func TestAttachGetsFirstByteToLast(t *testing.T) {
 	}
 }
 
+// The engine reads what a client sends, on its own descriptor of the socket
+// that the monitor writes to.
+func TestOutputOnlyLeavesInput(t *testing.T) {
+	f := newFixture(t)
+	ours, theirs := pair(t)
+	feed, in := pair(t)
+	io.WriteString(ours, "before ")
+	f.start(StartRequest{
+		Key: web, Program: shell("read x; echo got $x"), OpenStdin: true, StdinOnce: true,
+		Attach: []AttachSpec{{Conn: theirs, Stdout: true}, {Conn: in, Stdin: true}},
+	})
+	in.Close()
+	io.WriteString(ours, "after")
+	ours.(*net.UnixConn).CloseWrite()
+	io.WriteString(feed, "it\n")
+	out := make([]byte, len("got it\n"))
+	if _, err := io.ReadFull(ours, out); err != nil || string(out) != "got it\n" {
+		t.Errorf("output %q, %v", out, err)
+	}
+	f.exit(web)
+	if left, err := io.ReadAll(theirs); err != nil || string(left) != "before after" {
+		t.Errorf("of the input %q is left, %v", left, err)
+	}
+}
+
 func demux(t *testing.T, b []byte) (out, errs string) {
 	t.Helper()
 	for len(b) > 0 {
