@@ -24,6 +24,7 @@ type attacher struct {
 	timer   *time.Timer
 
 	inputEnded bool
+	hup        bool // the client is gone; what it sent before may wait unread
 	closed     bool
 }
 
@@ -49,10 +50,11 @@ func (a *attacher) ready(events uint32) {
 	}
 	// Input on a connection that is for output only is not ours: the engine, which
 	// has a descriptor of the same socket, reads it to look for detach keys.
+	a.hup = a.hup || events&(linux.PollHup|linux.PollErr) != 0
 	if !a.closed && a.spec.Stdin {
 		a.receive()
 	}
-	if !a.closed && events&(linux.PollHup|linux.PollErr) != 0 {
+	if a.hup && (a.inputEnded || !a.spec.Stdin) {
 		a.drop()
 	}
 }
@@ -84,7 +86,7 @@ func (a *attacher) send(which logs.Stream, data []byte, held *[]byte) {
 	}
 	n, err := linux.SendNow(a.fd, h, data)
 	if err != nil && !errors.Is(err, syscall.EAGAIN) {
-		a.drop()
+		a.deafen()
 		return
 	}
 	n = max(n, 0)
@@ -109,7 +111,7 @@ func (a *attacher) flush() {
 	n, err := linux.SendNow(a.fd, a.head, a.pending)
 	if err != nil {
 		if !errors.Is(err, syscall.EAGAIN) {
-			a.drop()
+			a.deafen()
 		}
 		return
 	}
@@ -179,6 +181,9 @@ func (a *attacher) receive() {
 		}
 		if n == 0 {
 			a.inputEnd()
+			if a.hup {
+				a.drop()
+			}
 			return
 		}
 		p.input(buf[:n])
@@ -193,6 +198,19 @@ func (a *attacher) inputEnd() {
 	a.inputEnded = true
 	if a.spec.Stdin && a.p.rec.stdinOnce && !a.p.rec.terminal {
 		a.p.closeInputAfter()
+	}
+}
+
+// deafen sends nothing more to a client that is gone. What it sent before is
+// still input.
+func (a *attacher) deafen() {
+	if !a.spec.Stdin || a.inputEnded {
+		a.drop()
+		return
+	}
+	a.hup, a.spec.Stdout, a.spec.Stderr = true, false, false
+	if len(a.head)+len(a.pending) > 0 {
+		a.unblock()
 	}
 }
 

@@ -176,6 +176,35 @@ func TestMuchInput(t *testing.T) {
 	}
 }
 
+// A client that sent its input and went away has sent all of it, however late
+// the process reads.
+func TestInputOfAClientThatIsGone(t *testing.T) {
+	for _, output := range []bool{false, true} {
+		t.Run(fmt.Sprint("output=", output), func(t *testing.T) {
+			f := newFixture(t)
+			ours, theirs := pair(t)
+			gone := filepath.Join(t.TempDir(), "gone")
+			const size = 150 << 10 // more than a pipe holds, less than pipe and socket do
+			f.start(StartRequest{
+				Key: web, Program: shell("while [ ! -e " + gone + " ]; do sleep 0.01; done; echo gone; wc -c"), OpenStdin: true, StdinOnce: true,
+				Attach: []AttachSpec{{Conn: theirs, Stdin: true, Stdout: output}}, Log: f.spec(web),
+			})
+			theirs.Close()
+			if _, err := ours.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			ours.Close()
+			if err := os.WriteFile(gone, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f.exit(web)
+			if got, want := text(f.logged(web)), fmt.Sprintf("gone\n%d\n", size); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 // Others hold the output open after the process has exited.
 func TestStraysDoNotHoldTheExit(t *testing.T) {
 	f := newFixture(t)
