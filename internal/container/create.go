@@ -14,6 +14,7 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/image"
 	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/ocispec"
 	"github.com/onggi/onggi/internal/undo"
 	"github.com/onggi/onggi/internal/volume"
 )
@@ -102,6 +103,9 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 		}
 		return img, nil, err
 	}
+	if err := checkPlatform(q.Config.Image, q.Platform, img); err != nil {
+		return img, nil, err
+	}
 	rec.ImageID = img.ID
 	if img.Manifest.Digest != "" {
 		rec.ImageManifest = &Manifest{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest.String(), Size: img.Manifest.Size}
@@ -123,6 +127,22 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 		return img, nil, err
 	}
 	return img, warnings, nil
+}
+
+// checkPlatform refuses an image that is not for the platform asked for; to a
+// client it is missing.
+func checkPlatform(ref, platform string, img image.Image) error {
+	if platform == "" {
+		return nil
+	}
+	want, err := ocispec.ParsePlatform(platform)
+	if err != nil {
+		return err
+	}
+	if img.Config.Architecture == "" || ocispec.Matches(want, img.Config.Platform) {
+		return nil
+	}
+	return &MissingImageError{Ref: ref, Err: errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but does not provide the specified platform (%s)", clip(ref), ocispec.FormatPlatform(want))}
 }
 
 // A MissingImageError says which image a container needs that is not here.
@@ -151,7 +171,7 @@ func imageConfigOf(img image.Image) (imageConfig, error) {
 // rename of the other one changes nothing.
 func (s *Service) resolveModes(h *HostConfig) error {
 	id := func(ref string) (string, error) {
-		c, err := s.find("create", ref)
+		c, err := s.findReferred(ref)
 		if err != nil {
 			return "", err
 		}
@@ -179,6 +199,17 @@ func (s *Service) resolveModes(h *HostConfig) error {
 		h.PidMode = pidMode(m)
 	}
 	return nil
+}
+
+// findReferred finds a container that a request refers to. That it is not there
+// is a mistake in the request: clients take NotFound for a missing image, and
+// pull that.
+func (s *Service) findReferred(ref string) (*Container, error) {
+	c, err := s.find("create", ref)
+	if errdefs.KindOf(err) == errdefs.NotFound {
+		return nil, errdefs.New(errdefs.Invalid, "", "", err)
+	}
+	return c, err
 }
 
 // settleNetworks makes the list of networks agree with the network mode.
@@ -230,7 +261,7 @@ func (s *Service) planAllMounts(rec *Record) ([]Mount, error) {
 		default:
 			return nil, invalid(`invalid mode: %s`, clip(mode))
 		}
-		c, err := s.find("create", name)
+		c, err := s.findReferred(name)
 		if err != nil {
 			return nil, err
 		}
