@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -54,8 +55,11 @@ func (h *toSlog) Levels() []logrus.Level {
 
 func (h *toSlog) Fire(e *logrus.Entry) error {
 	level := slog.LevelWarn
-	if e.Level <= logrus.ErrorLevel {
+	switch {
+	case e.Level <= logrus.ErrorLevel:
 		level = slog.LevelError
+	case strings.HasPrefix(e.Message, "no trace recorder"): // each build; we keep no traces
+		level = slog.LevelDebug
 	}
 	attrs := make([]any, 0, 2*len(e.Data))
 	for k, v := range e.Data {

@@ -39,6 +39,7 @@ import (
 type peer struct {
 	name    string
 	cli     []string // the command line, up to the verb
+	root    string   // directory that all it starts names in its command line
 	socket  string   // of the Docker API; "" where the peer has none
 	engines []int    // processes of the engine, for memory
 	boot    time.Duration
@@ -145,7 +146,8 @@ func measure(dir string, peers []*peer) {
 		}
 		return fmt.Sprintf("%.0f", ms(p.boot))
 	})
-	row("engine memory (RSS), MB", peers, func(p *peer) string {
+	time.Sleep(15 * time.Second) // the engines come to rest
+	row("engine at rest (RSS), MB", peers, func(p *peer) string {
 		if len(p.engines) == 0 {
 			return "-"
 		}
@@ -341,7 +343,7 @@ func helpers(p *peer) []int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		cmd, err := os.ReadFile(d + "/cmdline")
-		if err == nil && want.Match(bytes.ReplaceAll(cmd, []byte{0}, []byte{' '})) {
+		if err == nil && bytes.Contains(cmd, []byte(p.root+"/")) && want.Match(cmd) {
 			if pid, err := strconv.Atoi(filepath.Base(d)); err == nil {
 				pids = append(pids, pid)
 			}
@@ -424,7 +426,7 @@ func startPodman(dir string) *peer {
 		fatal(err)
 	}
 	os.Setenv("CONTAINERS_CONF", conf)
-	return &peer{name: "podman", cli: cli}
+	return &peer{name: "podman", root: root, cli: cli}
 }
 
 // launch starts an engine and waits until it answers a ping.
@@ -442,7 +444,7 @@ func launch(name string, cmd *exec.Cmd, sock, root string) *peer {
 	for time.Since(began) < 60*time.Second {
 		if resp, err := client.Get("http://engine/_ping"); err == nil {
 			resp.Body.Close()
-			return &peer{name: name, socket: sock, engines: []int{cmd.Process.Pid}, boot: time.Since(began)}
+			return &peer{name: name, root: root, socket: sock, engines: []int{cmd.Process.Pid}, boot: time.Since(began)}
 		}
 		if cmd.Process.Signal(syscall.Signal(0)) != nil {
 			break
