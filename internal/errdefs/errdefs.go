@@ -22,6 +22,7 @@ package errdefs
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // A Kind classifies a failure by what the caller can do about it.
@@ -123,17 +124,22 @@ func KindOf(err error) Kind {
 // Is reports whether err is of the kind. A nil err is of no kind.
 func Is(err error, k Kind) bool { return err != nil && KindOf(err) == k }
 
-// HintOf returns the outermost hint in err's chain, or "".
+// HintOf returns the outermost hint in err's chain, or "". A full disk has one
+// of its own, since every write may meet it.
 func HintOf(err error) string {
+	cause := err
 	for err != nil {
 		e, ok := errors.AsType[*Error](err)
 		if !ok {
-			return ""
+			break
 		}
 		if e.Hint != "" {
 			return e.Hint
 		}
 		err = e.Err
+	}
+	if errors.Is(cause, syscall.ENOSPC) || errors.Is(cause, syscall.EDQUOT) {
+		return "make room: onggi system df shows what Onggi uses, onggi system prune removes what nothing needs"
 	}
 	return ""
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -22,6 +25,16 @@ func TestKindAndHintSurviveWrapping(t *testing.T) {
 	}
 	if HintOf(err) != "onggi pull x" {
 		t.Errorf("hint %q", HintOf(err))
+	}
+}
+
+func TestAFullDiskHasAHint(t *testing.T) {
+	err := New(Internal, "write", "x", &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC})
+	if !strings.Contains(HintOf(err), "system prune") {
+		t.Errorf("hint %q", HintOf(err))
+	}
+	if got := HintOf(WithHint(err, "other")); got != "other" {
+		t.Errorf("hint %q", got)
 	}
 }
 

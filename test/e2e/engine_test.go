@@ -29,6 +29,7 @@ type engine struct {
 	dir   string
 	sock  string
 	flags []string
+	wrap  []string // a command that runs the engine, for engines in other surroundings
 	cmd   *exec.Cmd
 	cli   string
 }
@@ -37,6 +38,14 @@ var engines atomic.Int32
 
 // newEngine starts one; it and all it made are gone when the test ends.
 func newEngine(t testing.TB, flags ...string) *engine {
+	t.Helper()
+	e := prepareEngine(t, flags...)
+	e.start()
+	return e
+}
+
+// prepareEngine does all but start it.
+func prepareEngine(t testing.TB, flags ...string) *engine {
 	t.Helper()
 	testenv.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "onggi-e2e-")
@@ -50,9 +59,15 @@ func newEngine(t testing.TB, flags ...string) *engine {
 	}
 	e.flags = append([]string{"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "--pidfile", filepath.Join(dir, "pid"),
 		"-H", "unix://" + e.sock, "--bip", fmt.Sprintf("172.28.%d.1/24", n%250), "--bridge-name", fmt.Sprintf("onggie2e%d", n%1000)}, flags...)
-	e.start()
 	t.Cleanup(e.end)
 	return e
+}
+
+// command is onggid with this engine's flags.
+func (e *engine) command(more ...string) *exec.Cmd {
+	argv := append(append(append([]string{}, e.wrap...), testenv.Binary(e.t, "onggid")), e.flags...)
+	argv = append(argv, more...)
+	return exec.Command(argv[0], argv[1:]...)
 }
 
 // link puts a sibling program beside the ones that look for it there.
@@ -73,7 +88,7 @@ func (e *engine) start() {
 		e.t.Fatal(err)
 	}
 	defer log.Close()
-	e.cmd = exec.Command(testenv.Binary(e.t, "onggid"), e.flags...)
+	e.cmd = e.command()
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)
@@ -120,7 +135,7 @@ func (e *engine) end() {
 		e.try(append([]string{"rm", "-f"}, ids...)...)
 	}
 	e.signal(syscall.SIGTERM)
-	if out, err := exec.Command(testenv.Binary(e.t, "onggid"), append(e.flags, "--cleanup")...).CombinedOutput(); err != nil {
+	if out, err := e.command("--cleanup").CombinedOutput(); err != nil {
 		e.t.Errorf("cleanup: %v\n%s", err, out)
 	}
 	if mounts := mountsBelow(e.dir); len(mounts) > 0 {
