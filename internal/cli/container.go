@@ -248,12 +248,18 @@ func (e *env) concurrently(names []string, f func(string) error) error {
 	return e.each(names, func(n string) error {
 		err := <-done[i]
 		i++
-		if err == nil {
+		switch err {
+		case nil:
 			fmt.Fprintln(e.out, n)
+		case errNothingDone:
+			return nil
 		}
 		return err
 	})
 }
+
+// errNothingDone is no failure, but the name is not printed as one that was done.
+var errNothingDone = errors.New("nothing done")
 
 func setupKill(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	signal := f.StringP("signal", "s", "", "signal, KILL unless given")
@@ -281,7 +287,7 @@ func setupRm(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 			err := e.call(ctx, "DELETE", "/containers/"+url.PathEscape(strings.Trim(name, "/")), q, nil, nil)
 			if *force && isNotFound(err) {
 				fmt.Fprintf(e.err, "onggi: %s\n", err)
-				return nil
+				return errNothingDone
 			}
 			return err
 		})

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"sort"
 	"strings"
@@ -109,12 +110,21 @@ func setupNetworkCreate(e *env, f *pflag.FlagSet) func(context.Context, []string
 		}
 		pools := make([]ipamPool, max(len(*subnet), len(*gateway), len(*ipRange)))
 		for i, s := range *subnet {
+			if _, err := netip.ParsePrefix(s); err != nil {
+				return flagError("subnet", s, "not an address range such as 172.30.0.0/16 or fd00:1::/64")
+			}
 			pools[i].Subnet = s
 		}
 		for i, s := range *gateway {
+			if _, err := netip.ParseAddr(s); err != nil {
+				return flagError("gateway", s, "not an address")
+			}
 			pools[i].Gateway = s
 		}
 		for i, s := range *ipRange {
+			if _, err := netip.ParsePrefix(s); err != nil {
+				return flagError("ip-range", s, "not an address range such as 172.30.1.0/24")
+			}
 			pools[i].IPRange = s
 		}
 		if len(*aux) > 0 {

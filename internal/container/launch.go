@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	containertypes "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -610,7 +611,11 @@ func startError(err error, spec *specs.Spec) error {
 		err := errdefs.WithHint(errdefs.Newf(kind, "", "", "failed to create task for container: unable to start container process: %s", text), "see what the image holds: its command is "+strconv.Quote(strings.Join(spec.Process.Args, " ")))
 		return &StartError{Code: code, Err: err}
 	}
-	return &StartError{Code: code, Err: errdefs.Newf(kind, "", "", "set up container: %w", err)}
+	err = errdefs.Newf(kind, "", "", "set up container: %w", err)
+	if strings.HasPrefix(step.Name, "mount ") && (step.Errno == syscall.EINVAL || step.Errno == syscall.ENOTDIR) {
+		err = errdefs.WithHint(err, "mount a directory on a directory, or a file on a file")
+	}
+	return &StartError{Code: code, Err: err}
 }
 
 // releaseRun gives back what a run holds. Each part may be gone already.

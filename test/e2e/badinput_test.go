@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +64,66 @@ func TestBadInput(t *testing.T) {
 		}
 	})
 	equal(t, state(e), before)
+}
+
+// What the machine or the kernel does not have, and what others have taken.
+func TestRefusals(t *testing.T) {
+	e := newEngine(t)
+	e.busybox()
+	before := state(e)
+
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := l.Addr().String()
+	e.refuse(125, []string{taken, fmt.Sprintf("process %d", os.Getpid()), "try:"}, "run", "--rm", "-p", taken+":80", "busybox", "true")
+	l.Close()
+	e.do("run", "-d", "--name", "holder", "-p", taken+":80", "busybox", "sleep", "1000")
+	e.refuse(125, []string{taken, "holder"}, "run", "--rm", "-p", taken+":80", "busybox", "true")
+	e.do("rm", "-f", "holder")
+
+	for _, c := range []struct {
+		flag, value string
+		says        []string
+	}{
+		{"--runtime", "nope", []string{"nope", "try:"}},
+		{"--gpus", "all", []string{"gpu"}},
+		{"--device", "/dev/nope", []string{"/dev/nope"}},
+		{"--cpuset-cpus", "4095", []string{"4095", "cpuset.cpus"}},
+		{"--cpus", "9999", []string{"CPUs"}},
+		{"--memory", "1k", []string{"6MB"}},
+		{"--cap-add", "NOPE", []string{"NOPE"}},
+		{"--security-opt", "seccomp=/no/such/profile", []string{"/no/such/profile"}},
+		{"--user", "nobody7", []string{"nobody7", "try:"}},
+		{"--workdir", "relative", []string{"relative", "absolute"}},
+		{"--log-driver", "nope", []string{"nope", "try:"}},
+		{"--sysctl", "kernel.nope=1", []string{"kernel.nope", "try:"}},
+		{"--volume", "/etc/hostname:/etc", []string{"/etc/hostname", "a file on a file"}},
+		{"--network", "container:nobody", []string{"nobody"}},
+		{"--ip", "10.1.1.1", []string{"user configured subnets"}},
+		{"--stop-signal", "SIGNOPE", []string{"SIGNOPE"}},
+		{"--restart", "sometimes", []string{"sometimes"}},
+		{"--ulimit", "files=1", []string{"files"}},
+	} {
+		e.refuse(125, c.says, "run", "--rm", c.flag, c.value, "busybox", "true")
+	}
+	if _, err := os.Stat("/sys/kernel/security/apparmor"); err != nil {
+		e.refuse(125, []string{"AppArmor", "kernel"}, "run", "--rm", "--security-opt", "apparmor=x", "busybox", "true")
+	}
+	e.refuse(127, []string{"/nope", "try:"}, "run", "--rm", "--entrypoint", "/nope", "busybox", "true")
+	e.refuse(126, []string{"permission denied"}, "run", "--rm", "--entrypoint", "/etc/passwd", "busybox", "true")
+	e.refuse(125, []string{"subnet", "10.0.0.0/33"}, "network", "create", "--subnet", "10.0.0.0/33", "other")
+	e.refuse(1, []string{"overlay"}, "network", "create", "-d", "overlay", "other")
+	e.refuse(1, []string{"1.2.3.4", "not in the subnet"}, "network", "create", "--subnet", "172.29.0.0/16", "--gateway", "1.2.3.4", "other")
+	if r := e.try("rm", "-f", "nobody"); r.code != 0 || r.out != "" || !strings.Contains(r.err, "nobody") {
+		t.Errorf("rm -f of what is not there: %d %q %q", r.code, r.out, r.err)
+	}
+	equal(t, state(e), before)
+	if left, _ := filepath.Glob(filepath.Join(e.dir, "data/containers/*")); len(left) > 0 {
+		t.Errorf("refused containers leave %v", left)
+	}
 }
 
 // state is what a failed command must not change.
