@@ -41,6 +41,7 @@ type ClassicRequest struct {
 	NoCache      bool
 	Pull         bool
 	Squash       bool
+	Quiet        bool // say nothing but the image's id, unless the build fails
 	Outputs      []Output
 
 	Version   string // "1": plain progress; "2": BuildKit's status messages
@@ -106,6 +107,7 @@ func (s *Service) Classic(ctx context.Context, r ClassicRequest, emit func(Messa
 		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "build", "image", "squashing is not supported"), "leave out --squash; use stages to drop files")
 	}
 	out := &classicWriter{emit: emit, plain: r.Version != "2"}
+	out.quiet = out.plain && r.Quiet
 	req, stop, err := c.classicSolve(ctx, r)
 	if err != nil {
 		return err

@@ -78,6 +78,38 @@ func TestClassicTar(t *testing.T) {
 	}
 }
 
+// A quiet build says its image's id, or everything when it fails.
+func TestClassicQuiet(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	for _, c := range []struct {
+		dockerfile string
+		fails      bool
+	}{{"FROM scratch\nCOPY f /f\n", false}, {"FROM scratch\nCOPY f /f\nCOPY none /\n", true}} {
+		ms, err := b.classic(ClassicRequest{Version: "1", Quiet: true, Tar: tarOf(t, map[string]string{"Dockerfile": c.dockerfile, "f": "x"})})
+		switch {
+		case c.fails && (err == nil || len(ms) < 2 || ms[len(ms)-1].Error == "" || !strings.Contains(streams(ms), "Step ")):
+			t.Errorf("%v: %+v", err, ms)
+		case !c.fails && (err != nil || len(ms) != 1 || !strings.HasPrefix(ms[0].Stream, "sha256:")):
+			t.Errorf("%v: %+v", err, ms)
+		}
+	}
+}
+
+func TestStepLine(t *testing.T) {
+	for name, want := range map[string]string{
+		"[1/2] FROM docker.io/library/x": "Step 1/2 : FROM docker.io/library/x\n",
+		"[a 2/3] RUN [ x ]":              "Step a 2/3 : RUN [ x ]\n",
+		"[internal] load build context":  "",
+		"exporting to image":             "",
+		"importing cache manifest":       "importing cache manifest\n",
+		"[auth] x":                       "[auth] x\n",
+	} {
+		if got, from := stepLine(name); got != want || from != strings.Contains(name, "FROM") {
+			t.Errorf("%q becomes %q, %v", name, got, from)
+		}
+	}
+}
+
 func TestClassicStatusMessages(t *testing.T) {
 	b := newBuilder(t, &nopExecutor{})
 	ms, err := b.classic(ClassicRequest{Version: "2", Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": "x"})})

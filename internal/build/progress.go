@@ -103,7 +103,25 @@ func (s *statusStream) SendMsg(m any) error {
 type classicWriter struct {
 	emit  func(Message) error
 	plain bool
+	quiet bool            // hold back what is plain until the build fails
+	held  []Message       // what quiet holds back
 	shown map[string]bool // vertices that were announced
+}
+
+// maxHeld bounds what a quiet build holds back; the end of it tells most.
+const maxHeld = 1000
+
+// say emits a line of plain progress.
+func (w *classicWriter) say(line string) {
+	m := Message{Stream: line}
+	if !w.quiet {
+		w.emit(m)
+		return
+	}
+	if len(w.held) == maxHeld {
+		w.held = append(w.held[:0], w.held[maxHeld/2:]...)
+	}
+	w.held = append(w.held, m)
 }
 
 // status passes a status on: as BuildKit's bytes for clients that know them,
@@ -119,29 +137,43 @@ func (w *classicWriter) status(r *controlapi.StatusResponse) {
 		w.shown = map[string]bool{}
 	}
 	for _, v := range r.Vertexes {
+		line, from := stepLine(v.Name)
+		if line == "" {
+			continue
+		}
 		if v.Started != nil && !w.shown[v.Digest] {
 			w.shown[v.Digest] = true
-			w.emit(Message{Stream: stepLine(v.Name)})
+			w.say(line)
 		}
-		if v.Completed != nil && v.Cached && !w.shown[v.Digest+"/cached"] {
+		if v.Completed != nil && v.Cached && !from && !w.shown[v.Digest+"/cached"] {
 			w.shown[v.Digest+"/cached"] = true
-			w.emit(Message{Stream: " ---> Using cache\n"})
+			w.say(" ---> Using cache\n")
 		}
 	}
 	for _, l := range r.Logs {
-		w.emit(Message{Stream: string(l.Msg)})
+		w.say(string(l.Msg))
 	}
 	for _, m := range r.Warnings {
-		w.emit(Message{Stream: "warning: " + string(m.Short) + "\n"})
+		w.say("warning: " + string(m.Short) + "\n")
 	}
 }
 
-// stepLine turns "[a 2/3] RUN x" into "Step a 2/3 : RUN x".
-func stepLine(name string) string {
-	if head, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "] "); ok && strings.HasPrefix(name, "[") && strings.Contains(head, "/") {
-		return "Step " + head + " : " + rest + "\n"
+// stepLine turns "[a 2/3] RUN x" into "Step a 2/3 : RUN x", and the solver's own
+// work, which the old builder had no lines for, into nothing. from: it is a FROM,
+// which is never cached.
+func stepLine(name string) (line string, from bool) {
+	head, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "] ")
+	switch {
+	case !ok || !strings.HasPrefix(name, "["):
+		if strings.HasPrefix(name, "exporting ") {
+			return "", false
+		}
+	case head == "internal":
+		return "", false
+	case strings.Contains(head, "/"):
+		return "Step " + head + " : " + rest + "\n", strings.HasPrefix(rest, "FROM ")
 	}
-	return name + "\n"
+	return name + "\n", false
 }
 
 func (w *classicWriter) failed(err error) {
@@ -149,6 +181,9 @@ func (w *classicWriter) failed(err error) {
 	var f *failedStep
 	if errors.As(err, &f) {
 		d.Code = f.code
+	}
+	for _, m := range w.held {
+		w.emit(m)
 	}
 	w.emit(Message{Error: d.Message, ErrorDetail: d})
 }
@@ -159,6 +194,9 @@ func (w *classicWriter) built(id string, tags []string) error {
 	}
 	if !w.plain {
 		return w.emit(Message{ID: "moby.image.id", Aux: builtImage{id}})
+	}
+	if w.quiet {
+		return w.emit(Message{Stream: id + "\n"})
 	}
 	if err := w.emit(Message{Aux: builtImage{id}}); err != nil {
 		return err

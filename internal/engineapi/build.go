@@ -49,7 +49,7 @@ func (c *call) buildRequest() (q build.ClassicRequest, err error) {
 	v := c.r.URL.Query()
 	q = build.ClassicRequest{
 		Remote: v.Get("remote"), Dockerfile: v.Get("dockerfile"), Tags: v["t"], Target: v.Get("target"), Platform: v.Get("platform"), NetworkMode: v.Get("networkmode"),
-		CgroupParent: v.Get("cgroupparent"), NoCache: c.boolean("nocache"), Pull: truth(v.Get("pull")), Squash: c.boolean("squash"),
+		CgroupParent: v.Get("cgroupparent"), NoCache: c.boolean("nocache"), Pull: truth(v.Get("pull")), Squash: c.boolean("squash"), Quiet: c.boolean("q"),
 		Version: v.Get("version"), SessionID: v.Get("session"), BuildID: v.Get("buildid"),
 	}
 	if q.Version == "" {

@@ -97,11 +97,15 @@ func (s *Server) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
+	var disk image.Usage
+	if c.boolean("shared-size") {
+		disk = s.imageUsage()
+	}
 	out := []any{}
 	for _, img := range list {
 		sum := imageSummary(img)
 		if c.boolean("shared-size") {
-			sum.SharedSize = 0
+			sum.SharedSize = disk.Shared[img.ID]
 		}
 		if c.version >= 51 || c.boolean("shared-size") {
 			sum.Containers = int64(len(s.o.Containers.UsersOfImage(img.ID)))

@@ -78,6 +78,7 @@ type containerExecs interface {
 type Images interface {
 	Get(nameOrID string) (image.Image, error)
 	List(o image.ListOptions) ([]image.Image, error)
+	Usage(inUse func(id string) bool) image.Usage
 	History(nameOrID string) ([]image.HistoryItem, error)
 	Tag(ctx context.Context, src string, ref reference.Ref) error
 	Remove(ctx context.Context, nameOrID string, o image.RemoveOptions) ([]image.Removed, error)

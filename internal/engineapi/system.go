@@ -326,11 +326,11 @@ func (s *Server) diskUsage(c *call) error {
 }
 
 type usage struct {
-	layers     int64
-	images     []imagetypes.Summary
-	containers []containertypes.Summary
-	volumes    []volumetypes.Volume
-	cache      []buildtypes.CacheRecord
+	layers, reclaimable int64
+	images              []imagetypes.Summary
+	containers          []containertypes.Summary
+	volumes             []volumetypes.Volume
+	cache               []buildtypes.CacheRecord
 }
 
 func (u *usage) addImages(s *Server) error {
@@ -338,14 +338,19 @@ func (u *usage) addImages(s *Server) error {
 	if err != nil {
 		return err
 	}
+	disk := s.imageUsage()
 	for _, img := range list {
 		sum := imageSummary(img)
 		sum.Containers = int64(len(s.o.Containers.UsersOfImage(img.ID)))
-		sum.SharedSize = 0
+		sum.SharedSize = disk.Shared[img.ID]
 		u.images = append(u.images, sum)
-		u.layers += img.Size
 	}
+	u.layers, u.reclaimable = disk.Layers, disk.Unused
 	return nil
+}
+
+func (s *Server) imageUsage() image.Usage {
+	return s.o.Images.Usage(func(id string) bool { return len(s.o.Containers.UsersOfImage(id)) > 0 })
 }
 
 func (u *usage) addVolumes(s *Server) error {
@@ -395,13 +400,10 @@ func (u *usage) legacy() legacyDiskUsage {
 func (u *usage) current(want func(string) bool, verbose bool) systemtypes.DiskUsage {
 	var out systemtypes.DiskUsage
 	if want("image") {
-		d := &imagetypes.DiskUsage{TotalCount: int64(len(u.images))}
+		d := &imagetypes.DiskUsage{TotalCount: int64(len(u.images)), TotalSize: u.layers, Reclaimable: u.reclaimable}
 		for _, i := range u.images {
-			d.TotalSize += i.Size
 			if i.Containers > 0 {
 				d.ActiveCount++
-			} else {
-				d.Reclaimable += i.Size
 			}
 		}
 		if verbose {

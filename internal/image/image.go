@@ -227,6 +227,7 @@ type PruneReport struct {
 // Usage is what images take on disk.
 type Usage struct {
 	Layers int64            // all layers, each once
+	Unused int64            // of these, what no image in use needs
 	Shared map[string]int64 // image ID → size of layers that others have too
 	Unique map[string]int64 // image ID → size of its own layers
 }

@@ -184,9 +184,12 @@ func TestListAndFilters(t *testing.T) {
 			t.Errorf("%v was taken", f)
 		}
 	}
-	u := e.Usage()
+	u := e.Usage(nil)
 	if u.Layers == 0 || u.Unique[one.ID] != one.Size || u.Shared[one.ID] != 0 {
 		t.Errorf("%+v", u)
+	}
+	if with := e.Usage(func(id string) bool { return id == one.ID }); u.Unused != u.Layers || with.Unused != u.Layers-one.Size {
+		t.Errorf("nothing is used: %+v; one image of %d bytes is: %+v", u, one.Size, with)
 	}
 	// Prune: the nameless one, then all that nothing uses.
 	rep, err := e.Prune(t.Context(), PruneOptions{})

@@ -382,7 +382,7 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 	if o.InUse == nil {
 		o.InUse = func(string) []string { return nil }
 	}
-	before := s.Usage().Layers
+	before := s.Usage(nil).Layers
 	s.mu.RLock()
 	var list []*entry
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
@@ -424,13 +424,14 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 		list = later
 	}
 	s.Collect(ctx)
-	rep.Freed = before - s.Usage().Layers
+	rep.Freed = before - s.Usage(nil).Layers
 	s.collectPartials(time.Now())
 	return rep, nil
 }
 
-// Usage tells what the images take on disk.
-func (s *Service) Usage() Usage {
+// Usage tells what the images take on disk. inUse tells which of them are
+// needed; nil is none.
+func (s *Service) Usage(inUse func(id string) bool) Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	u := Usage{Shared: map[string]int64{}, Unique: map[string]int64{}}
@@ -438,6 +439,8 @@ func (s *Service) Usage() Usage {
 	for _, l := range s.layers {
 		u.Layers += l.Size
 	}
+	u.Unused = u.Layers
+	needed := map[string]bool{}
 	for id, e := range s.images {
 		cfg, err := e.config()
 		if err != nil {
@@ -445,6 +448,10 @@ func (s *Service) Usage() Usage {
 		}
 		for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
 			l := s.layers[c.String()]
+			if l != nil && inUse != nil && !needed[c.String()] && inUse(id) {
+				needed[c.String()] = true
+				u.Unused -= l.Size
+			}
 			switch {
 			case l == nil:
 			case used[c.String()] > 1:
