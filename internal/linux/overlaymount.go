@@ -1,12 +1,12 @@
 package linux
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -25,26 +25,31 @@ type Overlay struct {
 // must mean the same on any other machine and stack.
 var overlayOptions = []string{"redirect_dir=off", "metacopy=off", "index=off", "xino=off"}
 
-// appendsLowers remembers whether overlay takes its lower directories one by one
-// ("lowerdir+", Linux 6.8): 0 = unknown, 1 = yes, 2 = no.
-var appendsLowers atomic.Int32
+// forceLegacy is set by tests.
+var forceLegacy atomic.Bool
 
 // MountOverlay makes a detached overlay mount.
 func MountOverlay(o Overlay) (*os.File, error) {
-	if appendsLowers.Load() != 2 {
-		f, err := mountOverlay(o)
-		if !errors.Is(err, errNoAppend) {
-			if err == nil {
-				appendsLowers.Store(1)
-			}
-			return f, err
-		}
-		appendsLowers.Store(2)
+	if forceLegacy.Load() || !appendsLowers() {
+		return mountOverlayLegacy(o)
 	}
-	return mountOverlayLegacy(o)
+	return mountOverlay(o)
 }
 
-var errNoAppend = errors.New("overlay takes no single lower directories")
+// appendsLowers reports whether overlay takes its lower directories one by one
+// ("lowerdir+", Linux 6.8). Before Linux 6.5 any option at all is taken, and
+// refused only when the file system is made.
+var appendsLowers = sync.OnceValue(func() bool {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	if unix.FsconfigSetFlag(fd, "onggi-no-such-option") == nil {
+		return false
+	}
+	return unix.FsconfigSetString(fd, "lowerdir+", "/") == nil
+})
 
 // maxString is what fsconfig takes as one string (256 with the end).
 const maxString = 255
@@ -70,11 +75,8 @@ func mountOverlay(o Overlay) (*os.File, error) {
 		}
 		return fmt.Sprintf("/proc/self/fd/%d/%s", RawFD(dir), rel)
 	}
-	for i, l := range o.Lowers {
+	for _, l := range o.Lowers {
 		if err := unix.FsconfigSetString(fd, "lowerdir+", name(l)); err != nil {
-			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return nil, errNoAppend
-			}
 			return nil, fmt.Errorf("lower directory %s: %w%s", l, err, fsLog(fd))
 		}
 	}
@@ -169,6 +171,6 @@ func mountOverlayHere(o Overlay) (*os.File, error) {
 // ForceLegacyOverlay makes MountOverlay do as on an older kernel, until the
 // returned function is called. For tests.
 func ForceLegacyOverlay() func() {
-	old := appendsLowers.Swap(2)
-	return func() { appendsLowers.Store(old) }
+	old := forceLegacy.Swap(true)
+	return func() { forceLegacy.Store(old) }
 }
