@@ -99,6 +99,7 @@ func main() {
 		p.must("run", "--rm", "bench/busybox", "true")
 	}
 	measure(dir, peers)
+	runtimes(dir)
 }
 
 func measure(dir string, peers []*peer) {
