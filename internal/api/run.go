@@ -9,8 +9,11 @@ import (
 	"sync"
 )
 
-// RunPath is Onggi's one-request run.
-const RunPath = "/onggi/v1/run"
+// RunPath and ExecPath are Onggi's one-request run and exec.
+const (
+	RunPath  = "/onggi/v1/run"
+	ExecPath = "/onggi/v1/exec"
+)
 
 // The streams of a frame. A frame is Docker's: one byte of stream, three of
 // zero, four of length (big endian), then the payload.
@@ -37,6 +40,14 @@ type RunRequest struct {
 	DetachKeys string          `json:"detachKeys,omitempty"`
 }
 
+// ExecRequest creates, attaches to, starts and waits for a process in a
+// running container.
+type ExecRequest struct {
+	Container string          `json:"container"`        // its name or id
+	Create    json.RawMessage `json:"create"`           // body of POST /containers/{id}/exec
+	Detach    bool            `json:"detach,omitempty"` // started is enough
+}
+
 // RunAttach chooses the streams.
 type RunAttach struct {
 	Stdin  bool `json:"stdin,omitempty"`
@@ -50,7 +61,7 @@ type RunEvent struct {
 	ID       string    `json:"id,omitempty"`      // the container exists
 	Warning  string    `json:"warning,omitempty"` //
 	Started  bool      `json:"started,omitempty"` // the application runs
-	Exit     *int      `json:"exit,omitempty"`    // the last event of an attached run
+	Exit     *int      `json:"exit,omitempty"`    // the last event of an attached run or exec
 	Detached bool      `json:"detached,omitempty"`
 	Error    *RunError `json:"error,omitempty"` // the last event of a run that went wrong
 }
@@ -73,7 +84,7 @@ type RunControl struct {
 	CloseStdin bool       `json:"closeStdin,omitempty"`
 }
 
-// A Run is a run in progress. One goroutine reads; any may write.
+// A Run is a run or an exec in progress. One goroutine reads; any may write.
 type Run struct {
 	s  *Stream
 	mu sync.Mutex // makes frames whole
@@ -81,7 +92,17 @@ type Run struct {
 
 // Run starts one. The first frame tells whether it worked.
 func (c *Client) Run(ctx context.Context, q RunRequest) (*Run, error) {
-	s, err := c.Hijack(ctx, Request{Method: "POST", Path: RunPath, JSON: q})
+	return c.run(ctx, RunPath, q)
+}
+
+// Exec runs a process in a container that runs. An error is that of its
+// creation; whether it started is told by the output and the exit code.
+func (c *Client) Exec(ctx context.Context, q ExecRequest) (*Run, error) {
+	return c.run(ctx, ExecPath, q)
+}
+
+func (c *Client) run(ctx context.Context, path string, q any) (*Run, error) {
+	s, err := c.Hijack(ctx, Request{Method: "POST", Path: path, JSON: q})
 	if err != nil {
 		return nil, err
 	}

@@ -176,11 +176,3 @@ type EngineVersion struct {
 		Details       map[string]string
 	}
 }
-
-// ExecState is the answer to GET /exec/{id}/json.
-type ExecState struct {
-	ID       string
-	Running  bool
-	ExitCode *int
-	Pid      int
-}

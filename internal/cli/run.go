@@ -120,23 +120,57 @@ func (e *env) runOnce(ctx context.Context, r api.RunRequest, c *createFlags, sig
 	var run *api.Run
 	err := e.retry(ctx, func() (err error) { run, err = e.client.Run(ctx, r); return err })
 	if err != nil {
-		if a, ok := errors.AsType[*api.Error](err); ok && a.Status == 404 && r.Name == "" {
-			return err
-		}
 		return err
 	}
 	defer run.Close()
 	restore := func() {}
 	defer func() { restore() }()
-	var buf []byte
 	var id string
+	ev, err := e.receive(run, func(ev api.RunEvent) error {
+		if ev.ID == "" {
+			return nil
+		}
+		id = ev.ID
+		if err := c.created(ev.ID); err != nil || r.Detach { // it still has to start
+			return err
+		}
+		if c.tty && isTerminal(e.in) {
+			restore = e.rawMode()
+			onResize(ctx, func() {
+				w, h := e.size()
+				run.Control(api.RunControl{Resize: &[2]uint16{w, h}})
+			})
+		}
+		if sigProxy && !c.tty {
+			onSignal(ctx, func(name string) { run.Control(api.RunControl{Signal: name}) })
+		}
+		if r.Attach.Stdin {
+			go e.sendInput(run)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case ev.Detached && r.Detach:
+		fmt.Fprintln(e.out, id)
+	case ev.Exit != nil && *ev.Exit != 0:
+		return exitCode(*ev.Exit)
+	}
+	return nil
+}
+
+// receive writes the output of a run or an exec until its last event, which it
+// returns. Events before the last go to each.
+func (e *env) receive(run *api.Run, each func(api.RunEvent) error) (api.RunEvent, error) {
+	var buf []byte
 	for {
 		stream, data, err := run.Next(buf)
 		if err == io.EOF {
-			return errors.New("the engine ended the connection before the container ended")
+			return api.RunEvent{}, errors.New("the engine ended the connection before the process ended")
 		}
 		if err != nil {
-			return fmt.Errorf("read the container's output: %w", err)
+			return api.RunEvent{}, fmt.Errorf("read the process's output: %w", err)
 		}
 		buf = data[:cap(data)]
 		switch stream {
@@ -149,44 +183,19 @@ func (e *env) runOnce(ctx context.Context, r api.RunRequest, c *createFlags, sig
 		case api.FrameEvent:
 			var ev api.RunEvent
 			if err := json.Unmarshal(data, &ev); err != nil {
-				return fmt.Errorf("read the engine's event: %w", err)
+				return ev, fmt.Errorf("read the engine's event: %w", err)
 			}
 			switch {
 			case ev.Warning != "":
 				fmt.Fprintf(e.err, "warning: %s\n", ev.Warning)
 			case ev.Error != nil:
-				return ev.Error
-			case ev.ID != "":
-				id = ev.ID
-				if err := c.created(ev.ID); err != nil {
-					return err
+				return ev, ev.Error
+			case ev.Detached, ev.Exit != nil:
+				return ev, nil
+			case each != nil:
+				if err := each(ev); err != nil {
+					return ev, err
 				}
-				if r.Detach {
-					break // it still has to start
-				}
-				if c.tty && isTerminal(e.in) {
-					restore = e.rawMode()
-					onResize(ctx, func() {
-						w, h := e.size()
-						run.Control(api.RunControl{Resize: &[2]uint16{w, h}})
-					})
-				}
-				if sigProxy && !c.tty {
-					onSignal(ctx, func(name string) { run.Control(api.RunControl{Signal: name}) })
-				}
-				if r.Attach.Stdin {
-					go e.sendInput(run)
-				}
-			case ev.Detached:
-				if r.Detach {
-					fmt.Fprintln(e.out, id)
-				}
-				return nil
-			case ev.Exit != nil:
-				if *ev.Exit != 0 {
-					return exitCode(*ev.Exit)
-				}
-				return nil
 			}
 		}
 	}
@@ -288,43 +297,42 @@ func setupExec(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 				body["ConsoleSize"] = [2]uint{uint(h), uint(w)}
 			}
 		}
-		var made struct {
-			ID string `json:"Id"`
-		}
-		if err := e.call(ctx, "POST", "/containers/"+url.PathEscape(args[0])+"/exec", nil, body, &made); err != nil {
+		q := api.ExecRequest{Container: args[0], Detach: *detach}
+		if q.Create, err = json.Marshal(body); err != nil {
 			return err
 		}
-		start := map[string]any{"Detach": *detach, "Tty": *tty}
-		if body["ConsoleSize"] != nil {
-			start["ConsoleSize"] = body["ConsoleSize"]
-		}
-		if *detach {
-			return e.call(ctx, "POST", "/exec/"+made.ID+"/start", nil, start, nil)
-		}
-		s, err := e.hijack(ctx, api.Request{Method: "POST", Path: "/exec/" + made.ID + "/start", JSON: start})
-		if err != nil {
+		var run *api.Run
+		if err := e.retry(ctx, func() (err error) { run, err = e.client.Exec(ctx, q); return err }); err != nil {
 			return err
 		}
-		err = e.shuttle(ctx, s, shuttleOptions{tty: *tty, stdin: *interactive, resize: "/exec/" + made.ID + "/resize", ownInterrupt: true})
-		if err != nil {
-			return err
+		defer run.Close()
+		if *tty && isTerminal(e.in) {
+			defer e.rawMode()()
+			onResize(ctx, func() {
+				w, h := e.size()
+				run.Control(api.RunControl{Resize: &[2]uint16{w, h}})
+			})
 		}
-		var state api.ExecState
-		if err := e.client.Call(context.WithoutCancel(ctx), "GET", "/exec/"+made.ID+"/json", nil, nil, &state); err != nil {
-			return err
+		if *interactive && !*detach {
+			go e.sendInput(run)
 		}
-		if state.ExitCode != nil && *state.ExitCode != 0 {
-			return exitCode(*state.ExitCode)
+		ev, err := e.receive(run, nil)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			return err
+		case ev.Exit != nil && *ev.Exit != 0:
+			return exitCode(*ev.Exit)
 		}
 		return nil
 	}
 }
 
 type shuttleOptions struct {
-	tty, stdin   bool
-	resize       string            // path of the resize request
-	signal       func(name string) // hands signals on; nil: not
-	ownInterrupt bool              // an interrupt ends us
+	tty, stdin bool
+	resize     string            // path of the resize request
+	signal     func(name string) // hands signals on; nil: not
 }
 
 // shuttle moves bytes between our streams and a hijacked connection until the

@@ -22,6 +22,7 @@ import (
 type Stream struct {
 	Conn  net.Conn
 	Input io.Reader // what the client sends; nil = read it from Conn
+	Mux   bool      // of an exec: Docker's frames even where it has a terminal
 	// End is called once, instead of closing Conn, when the process has ended
 	// and that is recorded, or when the client detached or went away.
 	End func(Ending)

@@ -151,7 +151,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, q container.ExecStar
 			s.execFailed(e, 126)
 			return err
 		}
-		o := AttachOptions{Stdin: e.cfg.AttachStdin, Stdout: e.cfg.AttachStdout, Stderr: e.cfg.AttachStderr, Mux: !e.cfg.Tty}
+		o := AttachOptions{Stdin: e.cfg.AttachStdin, Stdout: e.cfg.AttachStdout, Stderr: e.cfg.AttachStderr, Mux: stream.Mux || !e.cfg.Tty}
 		if e.cfg.Tty {
 			o.DetachKeys, _ = ReadDetachKeys(e.cfg.DetachKeys)
 		}

@@ -22,6 +22,7 @@ var notPublished = map[string]string{
 	"POST /containers/{}/checkpoints":      "moby serves it under its experimental flag",
 	"DELETE /containers/{}/checkpoints/{}": "moby serves it under its experimental flag",
 	"POST /onggi/v1/run":                   "ours",
+	"POST /onggi/v1/exec":                  "ours",
 }
 
 var wildcard = regexp.MustCompile(`\{[^}]*\}`)

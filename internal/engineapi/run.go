@@ -2,18 +2,13 @@ package engineapi
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"io"
-	"net"
 	"net/http"
-	"sync"
 
 	containertypes "github.com/moby/moby/api/types/container"
 
 	"github.com/onggi/onggi/internal/api"
 	"github.com/onggi/onggi/internal/container"
-	"github.com/onggi/onggi/internal/errdefs"
 )
 
 // run is create, attach, start and wait in one request. Every failure after
@@ -40,7 +35,7 @@ func (s *Server) run(c *call) error {
 	if err != nil {
 		return err
 	}
-	r := &running{s: s, conn: conn, in: in, q: q, create: create, keys: keys}
+	r := &running{framed: framed{conn: conn, in: in}, s: s, q: q, create: create, keys: keys}
 	// The request's context ends with this handler; the run may not.
 	go r.serve(context.WithoutCancel(c.ctx()))
 	return nil
@@ -48,48 +43,12 @@ func (s *Server) run(c *call) error {
 
 // running is one run.
 type running struct {
+	framed
 	s      *Server
-	conn   net.Conn
-	in     io.Reader
 	q      api.RunRequest
 	create container.CreateRequest
 	keys   []byte
 	id     string
-
-	mu   sync.Mutex // makes frames whole
-	once sync.Once
-}
-
-func (r *running) send(ev api.RunEvent) {
-	b, err := json.Marshal(ev)
-	if err != nil {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	api.WriteFrame(r.conn, api.FrameEvent, b)
-}
-
-func (r *running) fail(err error) {
-	e := &api.RunError{Message: err.Error(), Hint: errdefs.HintOf(err), Status: statusOf(err), ExitCode: 125}
-	if se, ok := errors.AsType[*container.StartError](err); ok && (se.Code == 126 || se.Code == 127) {
-		e.ExitCode = se.Code
-	}
-	if m, ok := errors.AsType[*container.MissingImageError](err); ok {
-		e.MissingImage = m.Ref
-	}
-	r.finish(api.RunEvent{Error: e})
-}
-
-// finish sends the last event and ends the connection.
-func (r *running) finish(ev api.RunEvent) {
-	r.once.Do(func() {
-		r.send(ev)
-		if w, ok := r.conn.(interface{ CloseWrite() error }); ok {
-			w.CloseWrite()
-		}
-		r.conn.Close()
-	})
 }
 
 func (r *running) serve(ctx context.Context) {
@@ -132,7 +91,14 @@ func (r *running) serve(ctx context.Context) {
 		r.fail(err)
 		return
 	}
-	go r.controls(ctx, feed)
+	go r.controls(feed, func(ctl api.RunControl) {
+		switch {
+		case ctl.Resize != nil:
+			cs.Resize(ctx, id, ctl.Resize[1], ctl.Resize[0])
+		case ctl.Signal != "":
+			cs.Kill(ctx, id, ctl.Signal)
+		}
+	})
 	if err := cs.Start(ctx, id, start); err != nil {
 		<-ended
 		r.fail(err)
@@ -143,7 +109,7 @@ func (r *running) serve(ctx context.Context) {
 		r.finish(api.RunEvent{Detached: true})
 		return
 	case container.Lost: // the container goes on, its stream does not
-		r.once.Do(func() { r.conn.Close() })
+		r.drop()
 		return
 	}
 	res, err := wait(ctx)
@@ -154,33 +120,71 @@ func (r *running) serve(ctx context.Context) {
 	r.finish(api.RunEvent{Exit: &res.ExitCode})
 }
 
-// controls reads the client's frames until the connection ends.
-func (r *running) controls(ctx context.Context, stdin *io.PipeWriter) {
-	buf := make([]byte, 32<<10)
-	var err error
-	for {
-		var stream byte
-		var p []byte
-		if stream, p, err = api.ReadFrame(r.in, buf); err != nil {
-			break
-		}
-		switch stream {
-		case api.FrameStdin:
-			stdin.Write(p) // fails when nobody reads any more; then it is for nobody
-		case api.FrameControl:
-			var ctl api.RunControl
-			if json.Unmarshal(p, &ctl) != nil {
-				continue
-			}
-			switch {
-			case ctl.Resize != nil:
-				r.s.o.Containers.Resize(ctx, r.id, ctl.Resize[1], ctl.Resize[0])
-			case ctl.Signal != "":
-				r.s.o.Containers.Kill(ctx, r.id, ctl.Signal)
-			case ctl.CloseStdin:
-				stdin.Close()
-			}
-		}
+// exec is the same for a further process of a container. What can be refused
+// is refused before the upgrade, as a plain answer.
+func (s *Server) exec(c *call) error {
+	var q api.ExecRequest
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxBody)
+	if err := c.decode(&q); err != nil {
+		return err
 	}
-	stdin.CloseWithError(err) // the end of input, or what broke it
+	var create containertypes.ExecCreateRequest
+	if err := decodeBody(newBytes(q.Create), &create); err != nil {
+		return err
+	}
+	cs := s.o.Containers
+	ctx := context.WithoutCancel(c.ctx())
+	id, err := cs.ExecCreate(ctx, q.Container, create)
+	if err != nil {
+		return err
+	}
+	const contentType = "application/vnd.onggi.exec-stream"
+	start := containertypes.ExecStartRequest{Detach: q.Detach, Tty: create.Tty, ConsoleSize: create.ConsoleSize}
+	if q.Detach {
+		if err := cs.ExecStart(ctx, id, start, nil); err != nil {
+			return err
+		}
+		conn, in, err := c.hijack(contentType)
+		if err != nil {
+			return err
+		}
+		f := framed{conn: conn, in: in}
+		f.finish(api.RunEvent{Detached: true})
+		return nil
+	}
+	var f framed
+	ended := make(chan container.Ending, 1)
+	err = cs.ExecStart(ctx, id, start, func() (container.Stream, error) {
+		conn, in, err := c.hijack(contentType)
+		if err != nil {
+			return container.Stream{}, err
+		}
+		f.conn, f.in = conn, in
+		stdin, feed := io.Pipe()
+		go f.controls(feed, func(ctl api.RunControl) {
+			if ctl.Resize != nil {
+				cs.ExecResize(ctx, id, ctl.Resize[1], ctl.Resize[0])
+			}
+		})
+		return container.Stream{Conn: conn, Input: stdin, Mux: true, End: func(why container.Ending) { ended <- why }}, nil
+	})
+	if err != nil {
+		return err
+	}
+	go func() {
+		switch <-ended {
+		case container.Detached:
+			f.finish(api.RunEvent{Detached: true})
+		case container.Lost:
+			f.drop()
+		default:
+			v, err := cs.ExecInspect(id)
+			if err != nil {
+				f.fail(err)
+				return
+			}
+			f.finish(api.RunEvent{Exit: v.ExitCode})
+		}
+	}()
+	return nil
 }

@@ -45,6 +45,9 @@ func TestBadInput(t *testing.T) {
 			{"GET", "/v1.99/containers/json", "", 400},
 			{"GET", "/v1.51/no/such/route", "", 404},
 			{"POST", "/onggi/v1/run", "{", 400},
+			{"POST", "/onggi/v1/exec", "{", 400},
+			{"POST", "/onggi/v1/exec", `{"container":"nobody","create":{"Cmd":["true"]}}`, 404},
+			{"POST", "/onggi/v1/exec", `{"container":"nobody"}`, 400},
 		} {
 			status, body := e.request(c.method, c.path, c.body)
 			if status != c.status || !strings.Contains(body, `"message"`) {

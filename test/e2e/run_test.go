@@ -45,6 +45,12 @@ func TestContainers(t *testing.T) {
 		}
 		equal(t, e.do("exec", "life", "sh", "-c", "echo in $(hostname) | cut -c1-3"), "in")
 		e.refuse(5, nil, "exec", "life", "sh", "-c", "exit 5")
+		e.refuse(127, []string{"nope", "not found"}, "exec", "life", "nope")
+		if r := e.tryIn(strings.NewReader("given"), "exec", "-i", "life", "sh", "-c", "cat; echo aside >&2; exit 3"); r.code != 3 || r.out != "given" || r.err != "aside\n" {
+			t.Errorf("exec -i: %+v", r)
+		}
+		equal(t, e.do("exec", "-d", "life", "sh", "-c", "mkfifo /tmp/f; echo background >/tmp/f"), "")
+		equal(t, e.do("exec", "life", "sh", "-c", "until [ -p /tmp/f ]; do sleep 0.05; done; cat /tmp/f"), "background")
 		e.do("pause", "life")
 		equal(t, e.do("inspect", "-f", "{{.State.Status}}", "life"), "paused")
 		e.do("unpause", "life")
