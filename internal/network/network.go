@@ -127,6 +127,7 @@ type Service struct {
 	sandboxes map[string]*sandbox    // by container id; guarded by mu
 	held      map[hostPort]io.Closer // guarded by mu
 	rules     sync.Mutex             // held while the table is made anew
+	choosing  sync.Mutex             // held while a new network's name and subnets are chosen and stored
 
 	background sync.WaitGroup // what nobody waits for but Close
 }
@@ -355,6 +356,22 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) 
 }
 
 func (s *Service) create(ctx context.Context, r CreateRequest) (*live, error) {
+	n, err := s.choose(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.up(n); err != nil {
+		s.forget(n)
+		netlink.RemoveLink(n.bridge())
+		return nil, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
+	}
+	return n, nil
+}
+
+// choose stores a new network, with a name and subnets that no other has.
+func (s *Service) choose(r CreateRequest) (*live, error) {
+	s.choosing.Lock()
+	defer s.choosing.Unlock()
 	if n := s.byName(r.Name); n != nil {
 		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "network with name %s already exists", r.Name)
 	}
@@ -392,11 +409,6 @@ func (s *Service) create(ctx context.Context, r CreateRequest) (*live, error) {
 	n.IPAM = pools
 	if err := s.put(n); err != nil {
 		return nil, errdefs.New(errdefs.KindOf(err), "create", object(r.Name), err)
-	}
-	if err := s.up(n); err != nil {
-		s.forget(n)
-		netlink.RemoveLink(n.bridge())
-		return nil, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
 	}
 	return n, nil
 }

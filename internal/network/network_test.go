@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -316,6 +317,46 @@ func TestRestoring(t *testing.T) {
 		t.Errorf("a restored port was given out: %v", err)
 	}
 	again.Cleanup(ctx)
+}
+
+// Networks that are made at one time have subnets of their own, and of those
+// with one name there is one.
+func TestCreateTogether(t *testing.T) {
+	s := service(t, t.TempDir(), Options{BIP: "10.99.8.1/24"})
+	const many = 16
+	errs := make([]error, 2*many)
+	var wg sync.WaitGroup
+	for i := range errs {
+		name := "same"
+		if i < many {
+			name = fmt.Sprintf("net%d", i)
+		}
+		wg.Go(func() { _, errs[i] = s.Create(ctx, CreateRequest{Name: name}) })
+	}
+	wg.Wait()
+	made := 0
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			made++
+		case i < many || !errdefs.Is(err, errdefs.Conflict):
+			t.Error(err)
+		}
+	}
+	if made != many+1 {
+		t.Errorf("%d networks were made, want %d", made, many+1)
+	}
+	list, err := s.List(map[string][]string{"driver": {"bridge"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range list {
+		for _, x := range list[:i] {
+			if n.Name == x.Name || n.IPAM[0].Subnet.Overlaps(x.IPAM[0].Subnet) {
+				t.Errorf("%s has %s, %s has %s", n.Name, n.IPAM[0].Subnet, x.Name, x.IPAM[0].Subnet)
+			}
+		}
+	}
 }
 
 // Cleaning up needs no flags: what was stored says what there is to remove.
