@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -249,8 +250,18 @@ func (r *Repository) wrap(op, tagOrDigest string, err error) error {
 		wrapped = errdefs.WithHint(wrapped, "the registry does not use TLS: onggid --insecure-registry "+r.ref.Domain)
 	} else if strings.Contains(s, "x509: ") {
 		wrapped = errdefs.WithHint(wrapped, "put the authority's certificate into /etc/onggi/certs.d/"+r.ref.Domain+"/ca.crt")
+	} else if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		wrapped = errdefs.WithHint(wrapped, unresolved(dns))
 	}
 	return wrapped
+}
+
+// unresolved says what to look at where a registry's name has no address.
+func unresolved(err *net.DNSError) string {
+	if err.IsNotFound {
+		return "check the spelling of " + err.Name + ", and that your name server knows it"
+	}
+	return "the name server does not answer: check the network and /etc/resolv.conf"
 }
 
 func (r *Repository) statusErr(op, tagOrDigest string, resp *http.Response) error {

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -123,5 +125,25 @@ func TestPushAndPull(t *testing.T) {
 				t.Errorf("a blob without content: %v", err)
 			}
 		})
+	}
+}
+
+func TestUnresolvedHints(t *testing.T) {
+	ref, err := reference.Parse("registry.example.invalid/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := New(Options{}).Repository(ref, Auth{})
+	for _, c := range []struct {
+		err  net.DNSError
+		want string
+	}{
+		{net.DNSError{Err: "no such host", Name: "registry.example.invalid", IsNotFound: true}, "spelling of registry.example.invalid"},
+		{net.DNSError{Err: "i/o timeout", Name: "registry.example.invalid", IsTimeout: true}, "name server"},
+	} {
+		err := r.wrap("pull", "1", &url.Error{Op: "Get", URL: "https://registry.example.invalid/v2/", Err: &net.OpError{Op: "dial", Net: "tcp", Err: &c.err}})
+		if hint := errdefs.HintOf(err); !strings.Contains(hint, c.want) || errdefs.KindOf(err) != errdefs.Unavailable {
+			t.Errorf("%v: kind %v, hint %q, want %q in it", err, errdefs.KindOf(err), hint, c.want)
+		}
 	}
 }
