@@ -159,7 +159,13 @@ func (t *Table) openLocked() (*nftables.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	if err := t.own(socket); err != nil {
+	if t.watch != nil {
+		err = t.watch.ignore(t.pid)
+	}
+	if err == nil {
+		err = t.own(socket)
+	}
+	if err != nil {
 		c.CloseLasting()
 		return nil, fmt.Errorf("nftables: table %s: %w", t.name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -261,6 +262,54 @@ func TestRemoves(t *testing.T) {
 	} {
 		if got := removes(netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(c.kind)}, Data: c.data}, "ours"); got != c.want {
 			t.Errorf("%x % x: %v", c.kind, c.data, got)
+		}
+	}
+}
+
+// So much is going on in other tables that messages are lost, again and again; and
+// our own changes are not taken for those of others.
+func TestWatchUnderLoad(t *testing.T) {
+	testenv.NeedRoot(t)
+	x := New("busy")
+	x.plain = true
+	if err := x.Sync(sample); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { x.Remove() })
+	var heals atomic.Int64
+	if err := x.Watch(func(error) { heals.Add(1) }); err != nil {
+		t.Fatal(err)
+	}
+	var list []Port
+	for i := range 10000 {
+		list = append(list, port(i+1))
+	}
+	for range 3 {
+		if err := errors.Join(x.AddPorts(list), x.RemovePorts(list), x.Sync(sample)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := heals.Load(); n != 0 {
+		t.Errorf("our own changes were taken for harm %d times", n)
+	}
+	want := shown(t, "busy")
+	other := New("other")
+	other.plain = true
+	t.Cleanup(func() { other.Remove() })
+	nft := testenv.NeedProgram(t, "nft")
+	for range 10 {
+		if err := errors.Join(other.Sync(sample), other.AddPorts(list)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(nft, "flush", "chain", "inet", "busy", "raw").CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+		deadline := time.Now().Add(20 * time.Second)
+		for shown(t, "busy") != want {
+			if time.Now().After(deadline) {
+				t.Fatal("it was not made anew")
+			}
+			time.Sleep(time.Millisecond)
 		}
 	}
 }

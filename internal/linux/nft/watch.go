@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 
 	"github.com/mdlayher/netlink"
+	"golang.org/x/net/bpf"
 )
 
 // A watch listens to what others do to the table.
@@ -38,34 +40,67 @@ func (t *Table) Watch(healed func(error)) error {
 	w := &watch{conn: conn}
 	t.mu.Lock()
 	t.watch = w
+	err = w.ignore(t.pid)
 	t.mu.Unlock()
+	if err != nil {
+		conn.Close()
+		return err
+	}
 	w.done.Go(func() {
 		for {
 			messages, err := conn.Receive()
 			switch {
 			case errors.Is(err, syscall.ENOBUFS): // events were lost: one may have been of ours
-				healed(t.heal())
 			case err != nil:
 				return
-			case t.harmed(messages):
-				healed(t.heal())
+			case !slices.ContainsFunc(messages, func(m netlink.Message) bool { return removes(m, t.name) }):
+				continue
 			}
+			w.drain()
+			healed(t.heal())
 		}
 	})
 	return nil
 }
 
-// harmed reports whether a message tells that somebody else took from our table.
-func (t *Table) harmed(messages []netlink.Message) bool {
-	t.mu.Lock()
-	pid := t.pid
-	t.mu.Unlock()
-	for _, m := range messages {
-		if m.Header.PID != pid && removes(m, t.name) {
-			return true
-		}
+// ignore makes the kernel leave out what the socket of this id does: what we do
+// ourselves would fill the buffer. The messages of one transaction come together,
+// so that the first one tells of whom they are.
+func (w *watch) ignore(pid uint32) error {
+	const offset = 12 // of nlmsg_pid, in the byte order of the machine
+	pid = binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, pid))
+	filter, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: offset, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: pid, SkipFalse: 1},
+		bpf.RetConstant{Val: 0},
+		bpf.RetConstant{Val: 1<<32 - 1},
+	})
+	if err == nil {
+		err = w.conn.SetBPF(filter)
 	}
-	return false
+	if err != nil {
+		return fmt.Errorf("listen to nftables: filter: %w", err)
+	}
+	return nil
+}
+
+// drain takes all messages that have come: what they tell of, the next healing
+// sees. And where some were lost, the kernel drops all others, without another
+// word, until the queue is empty (NETLINK_S_CONGESTED).
+func (w *watch) drain() {
+	raw, err := w.conn.SyscallConn()
+	if err != nil {
+		return // closed
+	}
+	raw.Control(func(fd uintptr) {
+		var b [1]byte // the rest of a message is dropped
+		for {
+			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_DONTWAIT)
+			if err != nil && err != syscall.EINTR && err != syscall.ENOBUFS {
+				return
+			}
+		}
+	})
 }
 
 // removes reports whether a message is about something removed from a table.
