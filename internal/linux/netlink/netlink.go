@@ -62,19 +62,13 @@ func EnsureBridge(b Bridge) (index int, err error) {
 	if link.Type() != "bridge" {
 		return 0, fmt.Errorf("the link %s is there already, and is a %s", b.Name, link.Type())
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return 0, fmt.Errorf("bridge %s: list addresses: %w", b.Name, err)
-	}
 	for _, g := range b.Gateways {
 		addr := &netlink.Addr{IPNet: ipNet(g)}
 		if g.Addr().Is6() {
 			addr.Flags = syscall.IFA_F_NODAD
 		}
-		if !contains(have, addr) {
-			if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, os.ErrExist) {
-				return 0, fmt.Errorf("bridge %s: address %s: %w", b.Name, g, err)
-			}
+		if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, os.ErrExist) {
+			return 0, fmt.Errorf("bridge %s: address %s: %w", b.Name, g, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
@@ -139,15 +133,6 @@ func randomMAC() net.HardwareAddr {
 	return mac
 }
 
-func contains(have []netlink.Addr, a *netlink.Addr) bool {
-	for _, h := range have {
-		if h.IPNet.String() == a.IPNet.String() {
-			return true
-		}
-	}
-	return false
-}
-
 // RemoveLink deletes a link; none is no error.
 func RemoveLink(name string) error {
 	link, err := netlink.LinkByName(name)
@@ -166,13 +151,7 @@ func RemoveLink(name string) error {
 
 // Links lists the names of links with a prefix.
 func Links(prefix string) ([]string, error) {
-	var all []netlink.Link
-	var err error
-	for range 20 { // a list that changes while it is read is read again
-		if all, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -183,6 +162,16 @@ func Links(prefix string) ([]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// whole reads a list again that changed while it was read (NLM_F_DUMP_INTR).
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // An Endpoint is one interface of a container.
@@ -318,16 +307,16 @@ func Taken() ([]netip.Prefix, error) {
 			}
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
 		add(r.Dst)
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
 		add(a.IPNet)
