@@ -54,6 +54,7 @@ type config struct {
 	defaultRuntime            string
 	initByDefault, noNewPrivs bool
 	stopTimeout               int
+	builder                   builderConfig
 	pidsLimit                 int
 
 	showVersion, validateOnly, cleanup bool
@@ -185,7 +186,7 @@ func settings(c *config) []setting {
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
 		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", note: "CDI devices are not supported yet", to: new([]string)},
-		{key: "features", note: "", list: true}, {key: "builder", note: "the build cache has its own limits", list: true}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
+		{key: "features", note: "", list: true}, {key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}
 }
 

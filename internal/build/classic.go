@@ -38,6 +38,7 @@ type ClassicRequest struct {
 	Ulimits      []string // name=soft:hard
 	ShmSize      int64
 	CgroupParent string
+	Resources    map[string]string // limits of steps, by the names of POST /build: memory, memswap, cpushares, …
 	NoCache      bool
 	Pull         bool
 	Squash       bool
@@ -278,6 +279,7 @@ func classicAttrs(r ClassicRequest) (map[string]string, error) {
 		a["shm-size"] = fmt.Sprint(r.ShmSize)
 	}
 	set("cgroup-parent", r.CgroupParent)
+	maps.Copy(a, r.Resources) // the frontend calls them the same
 	return a, nil
 }
 

@@ -212,3 +212,15 @@ func TestContextInASecondRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestClassicAttrs(t *testing.T) {
+	a, err := classicAttrs(ClassicRequest{ExtraHosts: []string{"one:1.1.1.1", "two=2.2.2.2"}, Resources: map[string]string{"memory": "64"}, Ulimits: []string{"nofile=1:2"}})
+	if err != nil || a["add-hosts"] != "one=1.1.1.1,two=2.2.2.2" || a["memory"] != "64" || a["ulimit"] != "nofile=1:2" {
+		t.Errorf("%v %v", a, err)
+	}
+	for _, r := range []ClassicRequest{{ExtraHosts: []string{"nothing"}}, {NetworkMode: "mine"}} {
+		if a, err := classicAttrs(r); err == nil {
+			t.Errorf("%+v: %v", r, a)
+		}
+	}
+}

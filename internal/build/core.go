@@ -21,8 +21,6 @@ import (
 	inlinecache "github.com/moby/buildkit/cache/remotecache/inline"
 	localcache "github.com/moby/buildkit/cache/remotecache/local"
 	registrycache "github.com/moby/buildkit/cache/remotecache/registry"
-	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/session"
@@ -46,9 +44,6 @@ import (
 // namespace is containerd's notion; everything of ours is in this one.
 const namespace = "onggi"
 
-// historyEntries is how many past builds are kept.
-const historyEntries = 50
-
 // parts are what a core is made of, in terms that tests can fill in.
 type parts struct {
 	root      string
@@ -59,7 +54,8 @@ type parts struct {
 	executor  executor.Executor
 	images    worker.Images
 	hosts     docker.RegistryHosts
-	gateway   netip.Addr // what clients call host-gateway
+	gateway   func() netip.Addr // what clients call host-gateway; may be nil
+	policy    Policy
 	// unpack extracts a build context.
 	unpack func(ctx context.Context, r io.Reader, dir string) error
 	disk   func() (total, free int64, err error)
@@ -137,12 +133,14 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		// Clients take this one to mean that every exporter is there.
 		"org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
 	}
-	if p.gateway.IsValid() {
-		labels["org.mobyproject.buildkit.worker.moby.host-gateway-ip"] = p.gateway.String()
+	if p.gateway != nil {
+		if a := p.gateway(); a.IsValid() {
+			labels["org.mobyproject.buildkit.worker.moby.host-gateway-ip"] = a.String()
+		}
 	}
 	c.worker, err = worker.New(worker.Options{
 		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images,
-		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: gcPolicy(p.disk), Collect: collect, Logger: p.logger,
+		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: p.policy.gc(p.disk), Collect: collect, Logger: p.logger,
 		Labels: labels,
 	})
 	if err != nil {
@@ -168,7 +166,6 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		return nil, err
 	}
 	closers = append(closers, past.Close)
-	entries := int64(historyEntries)
 	c.control, err = control.NewController(control.Opt{
 		SessionManager:   c.sessions,
 		WorkerController: wc,
@@ -183,12 +180,12 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 			"local":    localcache.ResolveCacheImporterFunc(c.sessions),
 			"registry": registrycache.ResolveCacheImporterFunc(c.sessions, store, p.hosts),
 		},
-		Entitlements:   []string{"network.host", "security.insecure"},
+		Entitlements:   p.policy.entitlements(),
 		HistoryDB:      past,
 		CacheStore:     keys,
 		LeaseManager:   lm,
 		ContentStore:   store,
-		HistoryConfig:  &config.HistoryConfig{MaxEntries: &entries},
+		HistoryConfig:  p.policy.history(),
 		GarbageCollect: collect,
 		GracefulStop:   c.stop,
 	})
@@ -239,35 +236,6 @@ func workerID(root string) (string, error) {
 	}
 	id := strings.ToLower(rand.Text())
 	return id, os.WriteFile(p, []byte(id), 0o600)
-}
-
-// gcPolicy is when the cache is cleaned of what, in order: cheap things that
-// lay idle for two days, anything that lay idle for 60 days, then the least
-// used until the cache fits.
-func gcPolicy(disk func() (total, free int64, err error)) []client.PruneInfo {
-	if disk == nil {
-		return nil
-	}
-	total, _, err := disk()
-	if err != nil || total <= 0 {
-		return nil
-	}
-	const gb = 1 << 30
-	rule := client.PruneInfo{
-		ReservedSpace: min(total/10, 10*gb),
-		MaxUsedSpace:  min(total*3/5, 100*gb),
-		MinFreeSpace:  total / 5,
-	}
-	old, all := rule, rule
-	old.KeepDuration = 60 * 24 * time.Hour
-	all.All = true
-	return []client.PruneInfo{
-		{
-			Filter:       []string{"type==source.local", "type==exec.cachemount", "type==source.git.checkout"},
-			KeepDuration: 48 * time.Hour, MaxUsedSpace: 512 << 20,
-		},
-		old, rule, all,
-	}
 }
 
 // bootMark says which boot of the kernel used the directory, and whether it

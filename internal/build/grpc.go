@@ -61,6 +61,9 @@ func (h *toSlog) Fire(e *logrus.Entry) error {
 	case strings.HasPrefix(e.Message, "no trace recorder"): // each build; we keep no traces
 		level = slog.LevelDebug
 	}
+	if strings.HasPrefix(e.Message, "healthcheck failed") { // a client has gone, as clients do
+		level = slog.LevelDebug
+	}
 	attrs := make([]any, 0, 2*len(e.Data))
 	for k, v := range e.Data {
 		attrs = append(attrs, k, v)

@@ -37,11 +37,13 @@ func (a images) Get(_ context.Context, name string, p ocispecs.Platform) (*worke
 	if have := platforms.Normalize(img.Config.Platform); !platforms.Only(p).Match(have) {
 		return nil, errdefs.Newf(errdefs.NotFound, "find", "image "+name, "it is for %s, not for %s", platforms.Format(have), platforms.Format(p))
 	}
-	return a.use(img)
+	return a.use(img, name)
 }
 
-// use describes an image for a build.
-func (a images) use(img image.Image) (*worker.Image, error) {
+// use describes an image for a build that called it by the name. Its digest is
+// one that Get finds again: the one it has in the name's repository, or its id
+// where it came from elsewhere, as an image does that was only pushed elsewhere.
+func (a images) use(img image.Image, name string) (*worker.Image, error) {
 	cfg, err := a.s.ConfigBytes(img.ID)
 	if err != nil {
 		return nil, err
@@ -50,7 +52,14 @@ func (a images) use(img image.Image) (*worker.Image, error) {
 	if len(img.RepoDigests) == 0 {
 		return out, nil
 	}
-	out.Digest = img.Target.Digest
+	if asked, err := reference.Parse(name); err == nil {
+		for _, n := range img.RepoDigests {
+			if r, err := reference.Parse(n); err == nil && r.Name() == asked.Name() {
+				out.Digest = digest.Digest(r.Digest)
+				break
+			}
+		}
+	}
 	origin, err := reference.Parse(img.RepoDigests[0])
 	if err != nil {
 		return out, nil
@@ -92,7 +101,7 @@ func (a images) Pull(ctx context.Context, name string, creds worker.Credentials,
 	if err != nil {
 		return nil, err
 	}
-	return a.use(img)
+	return a.use(img, name)
 }
 
 // Register makes an image of layers where they lie.

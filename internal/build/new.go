@@ -30,11 +30,12 @@ type Options struct {
 	DB           *metadb.DB
 	Snapshots    *snapshot.Store
 	Images       *image.Service
-	Network      executor.Network // nil: builds have no network but none and host
-	Registry     registry.Options // where registries are, and how they are spoken to
-	CgroupParent string           // "/onggi/build" where empty
-	MaxProcesses int64            // of one build step; 32768 where 0
-	HostGateway  netip.Addr       // what clients call host-gateway; may be zero
+	Network      executor.Network  // nil: builds have no network but none and host
+	Registry     registry.Options  // where registries are, and how they are spoken to
+	CgroupParent string            // "/onggi/build" where empty
+	MaxProcesses int64             // of one build step; 32768 where 0
+	HostGateway  func() netip.Addr // what clients call host-gateway; may be nil
+	Policy       Policy
 	Logger       *slog.Logger
 }
 
@@ -64,6 +65,7 @@ func New(o Options) *Service {
 			executor:  exec,
 			hosts:     registryHosts(o.Registry),
 			gateway:   o.HostGateway,
+			policy:    o.Policy,
 			disk:      diskOf(o.Root),
 			unpack:    unpackContext,
 			logger:    o.Logger,

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"net/netip"
 	"os"
 
 	"github.com/onggi/onggi/internal/build/executor"
@@ -43,4 +44,16 @@ func (s steps) Empty() (*os.File, error) {
 		return nil, err
 	}
 	return ns, nil
+}
+
+// HostGateway finds what build steps reach the host by: the gateway of the
+// default network.
+func HostGateway(n *network.Service) func() netip.Addr {
+	return func() netip.Addr {
+		b, err := n.Get("bridge")
+		if err != nil || len(b.IPAM) == 0 {
+			return netip.Addr{}
+		}
+		return b.IPAM[0].Gateway
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -66,8 +67,19 @@ func (c *call) buildRequest() (q build.ClassicRequest, err error) {
 			return q, err
 		}
 	}
-	if hosts := v.Get("extrahosts"); hosts != "" {
-		q.ExtraHosts = strings.Split(hosts, ",")
+	for _, hosts := range v["extrahosts"] { // clients repeat it, the documentation has a list
+		if hosts != "" {
+			q.ExtraHosts = append(q.ExtraHosts, strings.Split(hosts, ",")...)
+		}
+	}
+	if len(v["securityopt"]) > 0 {
+		return q, invalid("security options are not supported on linux")
+	}
+	if i := v.Get("isolation"); i != "" && i != "default" {
+		return q, invalid("unsupported isolation: %.20q", i)
+	}
+	if q.Resources, err = c.buildResources(); err != nil {
+		return q, err
 	}
 	if q.ShmSize, err = c.number("shmsize", 0, 0, math.MaxInt64); err != nil {
 		return q, err
@@ -96,6 +108,26 @@ func (c *call) buildRequest() (q build.ClassicRequest, err error) {
 		}
 	}
 	return q, nil
+}
+
+// buildResources are the limits that a request sets for the build's steps.
+func (c *call) buildResources() (map[string]string, error) {
+	out := map[string]string{}
+	for _, key := range []string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota"} {
+		n, err := c.number(key, 0, -1, math.MaxInt64)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 || n < 0 && key == "memswap" {
+			out[key] = strconv.FormatInt(n, 10)
+		}
+	}
+	for _, key := range []string{"cpusetcpus", "cpusetmems"} {
+		if s := c.query(key); s != "" {
+			out[key] = s
+		}
+	}
+	return out, nil
 }
 
 func jsonQuery(v, key string, to any) error {
@@ -136,6 +168,7 @@ func (s *Server) buildPrune(c *call) error {
 		return err
 	}
 	q := build.PruneRequest{All: c.boolean("all")}
+	var match []string
 	for key, vs := range f {
 		for _, v := range vs {
 			switch key {
@@ -146,17 +179,20 @@ func (s *Server) buildPrune(c *call) error {
 				}
 				q.KeepDuration = d
 			case "id":
-				q.Filters = append(q.Filters, "id~="+v)
+				match = append(match, "id~="+v)
 			case "parent", "type", "description", "inuse", "shared", "private":
 				if key == "inuse" || key == "shared" || key == "private" {
-					q.Filters = append(q.Filters, key)
+					match = append(match, key)
 				} else {
-					q.Filters = append(q.Filters, key+"=="+v)
+					match = append(match, key+"=="+v)
 				}
 			default:
 				return invalid("invalid filter '%.50s'", key)
 			}
 		}
+	}
+	if len(match) > 0 {
+		q.Filters = []string{strings.Join(match, ",")} // all of them have to match
 	}
 	for _, n := range []struct {
 		keys []string
