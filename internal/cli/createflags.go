@@ -163,6 +163,7 @@ type hostConfig struct {
 	OomKillDisable       *bool             `json:",omitempty"`
 	Init                 *bool             `json:",omitempty"`
 	PidsLimit            *int64            `json:",omitempty"`
+	Umask                *uint32           `json:",omitempty"`
 	Ulimits              []ulimit          `json:",omitempty"`
 	Mounts               []mount           `json:",omitempty"`
 }
@@ -178,7 +179,7 @@ type createFlags struct {
 
 	attach                                                      []string
 	interactive, tty                                            bool
-	hostname, domainname, user, workdir, entrypoint             string
+	hostname, domainname, user, workdir, entrypoint, umask      string
 	env, envFile, label, labelFile                              []string
 	expose, publish                                             []string
 	publishAll                                                  bool
@@ -312,6 +313,11 @@ func addCreateFlags(f *pflag.FlagSet) *createFlags {
 	f.StringArrayVar(&c.deviceCgroupRule, "device-cgroup-rule", nil, "rule: c 1:3 rwm")
 	f.StringVar(&c.gpus, "gpus", "", "GPUs: all, a number, or device=…")
 	f.Int64Var(&c.pidsLimit, "pids-limit", 0, "limit of processes, -1 = none")
+	f.StringVar(&c.umask, "umask", "", "umask of the container's processes, octal")
+	for _, name := range []string{"cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops"} {
+		f.String(name, "", "Windows only")
+		f.MarkHidden(name)
+	}
 	f.Bool("disable-content-trust", true, "accepted for Docker's sake")
 	return c
 }
@@ -1049,6 +1055,14 @@ func (c *createFlags) host(h *hostConfig) error {
 	h.Dns, h.DnsOptions, h.DnsSearch = c.dns, c.dnsOpt, c.dnsSearch
 	h.CgroupnsMode, h.IpcMode, h.PidMode, h.UTSMode, h.UsernsMode = c.cgroupns, c.ipc, c.pid, c.uts, c.userns
 	h.Privileged, h.ReadonlyRootfs, h.Runtime, h.Isolation = c.privileged, c.readOnly, c.runtime, c.isolation
+	if c.umask != "" {
+		n, err := strconv.ParseUint(c.umask, 8, 9)
+		if err != nil {
+			return flagError("umask", c.umask, "want an octal number up to 777")
+		}
+		u := uint32(n)
+		h.Umask = &u
+	}
 	if c.f.Changed("init") {
 		h.Init = &c.init
 	}

@@ -230,7 +230,11 @@ func (s *Service) Connect(ctx context.Context, ref, networkName string, ep *netw
 		ep = &network.EndpointSettings{}
 	}
 	if st.State.HasProcess() {
-		e, err := s.o.Networks.Connect(ctx, c.id, endpointRequest(networkName, ep, rec))
+		q := endpointRequest(networkName, ep, rec)
+		if q.Links, err = s.linkIDs(rec, ep.Links); err != nil {
+			return err
+		}
+		e, err := s.o.Networks.Connect(ctx, c.id, q)
 		if err != nil {
 			return err
 		}

@@ -80,6 +80,9 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 		return "", nil, errdefs.New(errdefs.KindOf(err), op, quote("container", rec.Name), err)
 	}
 	u.Push(func(ctx context.Context) error { return s.o.Snapshots.Remove(ctx, rec.ID) })
+	if err := s.viewImages(ctx, rec, &u); err != nil {
+		return "", nil, err
+	}
 	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, errdefs.New(errdefs.Internal, op, quote("container", rec.Name), err)
 	}
@@ -197,6 +200,17 @@ func (s *Service) resolveModes(h *HostConfig) error {
 			return err
 		}
 		h.PidMode = pidMode(m)
+	}
+	for i, l := range h.Links {
+		name, alias, _ := strings.Cut(l, ":")
+		if name == "" {
+			return invalid("bad format for links: %s", clip(l))
+		}
+		c, err := s.findReferred(name)
+		if err != nil {
+			return err
+		}
+		h.Links[i] = c.id + ":" + cmpOr(alias, strings.TrimPrefix(name, "/"))
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"syscall"
 
 	containertypes "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -42,6 +41,7 @@ type run struct {
 	user     identity
 	volumes  []string      // mounted for us
 	network  bool          // the network service holds something
+	shm      bool          // its /dev/shm is mounted on the host, for others to join
 	ended    chan struct{} // closed when the exit is recorded and all is released
 	attached []*attachment // clients that the monitor writes to
 }
@@ -50,7 +50,7 @@ type run struct {
 func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach []*attachment) (_ *run, st SandboxStatus, err error) {
 	var u undo.Stack
 	defer func() { u.Run(ctx, &err) }()
-	r := &run{ended: make(chan struct{})}
+	r := &run{ended: make(chan struct{}), shm: rec.HostConfig.IpcMode.IsShareable()}
 	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, MaxFiles: s.maxFiles, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
 	if err := s.prepareSpec(&in, rec); err != nil {
 		return nil, st, err
@@ -74,14 +74,25 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	wg.Wait()
 	held := r // r is nil when an error is returned
 	u.Push(func(ctx context.Context) error { return s.releaseRun(ctx, rec.ID, held) })
+	mountFDs := map[int]*os.File{}
+	for _, m := range in.Mounts {
+		defer closeAll(m.FD)
+	}
 	defer closeAll(netns, root)
 	if err := errors.Join(rootErr, netErr, groupErr); err != nil {
 		return nil, st, firstError(rootErr, netErr, groupErr)
 	}
 
 	r.spec, r.user = buildSpec(in), in.User
+	for i, m := range r.spec.Mounts {
+		for _, sm := range in.Mounts {
+			if sm.FD != nil && sm.Destination == m.Destination {
+				mountFDs[i] = sm.FD
+			}
+		}
+	}
 	program, files, err := ociruntime.Compile(r.spec, ociruntime.Options{
-		RootFS: root, NetNS: netns, Cgroup: r.group, Init: s.wantsInit(rec),
+		RootFS: root, NetNS: netns, Cgroup: r.group, MountFDs: mountFDs, Init: s.wantsInit(rec),
 	})
 	if err != nil {
 		return nil, st, err
@@ -190,11 +201,7 @@ func (s *Service) prepareSpec(in *specInput, rec *Record) (err error) {
 		in.ShmPath = s.shmDir(h.IpcMode.Container())
 	}
 	if h.IpcMode.IsShareable() {
-		in.ShmPath = s.shmDir(rec.ID)
-		if err := os.MkdirAll(in.ShmPath, 0o700); err != nil {
-			return err
-		}
-		if err := os.Chmod(in.ShmPath, 0o777|os.ModeSticky); err != nil {
+		if in.ShmPath, err = s.makeShm(rec.ID, h.ShmSize); err != nil {
 			return err
 		}
 	}
@@ -203,10 +210,6 @@ func (s *Service) prepareSpec(in *specInput, rec *Record) (err error) {
 	}
 	return nil
 }
-
-// shmDir is the /dev/shm of a container whose IPC namespace others may join. It
-// lies on the exec-root's tmpfs; a private one is a tmpfs of its own.
-func (s *Service) shmDir(id string) string { return filepath.Join(s.o.ExecRoot, "shm", id) }
 
 // namespaceOf is the path of a namespace of another, running, container.
 func (s *Service) namespaceOf(ref, kind string) (string, error) {
@@ -294,69 +297,6 @@ func openAccounts(root *os.File, path string) (*os.File, error) {
 	return f, nil
 }
 
-// sourceMounts finds where each mount comes from on this host.
-func (s *Service) sourceMounts(ctx context.Context, rec *Record, r *run, root *os.File) ([]sourcedMount, error) {
-	var out []sourcedMount
-	for _, m := range rec.Mounts {
-		sm := sourcedMount{Mount: m}
-		switch m.Type {
-		case mount.TypeBind:
-			sm.Path = m.Source
-			if err := bindSource(m); err != nil {
-				return nil, err
-			}
-		case mount.TypeVolume:
-			p, err := s.o.Volumes.Mount(ctx, m.Name, rec.ID)
-			if err != nil {
-				return nil, err
-			}
-			r.volumes = append(r.volumes, m.Name)
-			if !m.Options.NoCopy {
-				if err := s.o.Volumes.CopyUp(ctx, m.Name, root, m.Destination); err != nil {
-					return nil, errdefs.New(errdefs.KindOf(err), "fill", quote("volume", m.Name), err)
-				}
-			}
-			sm.Path = p
-			if m.Options.Subpath != "" {
-				if sm.Path, err = subpath(p, m.Options.Subpath); err != nil {
-					return nil, err
-				}
-			}
-		case mount.TypeImage:
-			return nil, errdefs.Newf(errdefs.Unsupported, "mount", quote("image", m.Source), "mounts of images are not supported yet")
-		}
-		out = append(out, sm)
-	}
-	return out, nil
-}
-
-func bindSource(m Mount) error {
-	_, err := os.Stat(m.Source)
-	if err == nil || !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if !m.Options.CreateSource {
-		return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source), "create "+m.Source+", or let it be made with -v "+m.Source+":"+m.Destination)
-	}
-	return os.MkdirAll(m.Source, 0o755)
-}
-
-// subpath resolves a path inside a volume, which containers may have filled
-// with links.
-func subpath(base, sub string) (string, error) {
-	dir, err := os.Open(base)
-	if err != nil {
-		return "", err
-	}
-	defer dir.Close()
-	f, err := linux.OpenPathInRoot(dir, sub)
-	if err != nil {
-		return "", errdefs.New(errdefs.Invalid, "", "cannot access path "+clip(sub)+" of the volume", err)
-	}
-	defer f.Close()
-	return os.Readlink("/proc/self/fd/" + strconv.Itoa(int(linux.RawFD(f))))
-}
-
 // prepareNetwork makes the network namespace and connects it.
 func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *specInput) (netns *os.File, st SandboxStatus, err error) {
 	h := rec.HostConfig
@@ -378,9 +318,7 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 			hosts = append(hosts, extraHostLine(e)...)
 		}
 		resolv, _ := os.ReadFile("/etc/resolv.conf")
-		if len(h.DNS) > 0 || len(h.DNSSearch) > 0 || len(h.DNSOptions) > 0 {
-			resolv = resolvConf(h)
-		}
+		resolv = resolvConf(resolv, h)
 		err = s.writeEtc(in, dir, hosts, resolv)
 		st.Endpoints = []EndpointStatus{{NetworkName: "host"}}
 		return nil, st, err
@@ -389,6 +327,9 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 		return nil, st, err
 	}
 	q := sandboxRequest(rec, in.Hostname)
+	if err = s.setLinks(q.Endpoints, rec); err != nil {
+		return netns, st, err
+	}
 	q.NetNS = netns
 	r.network = true
 	box, err := s.o.Networks.Attach(ctx, q)
@@ -434,16 +375,29 @@ func extraHostLine(e string) string {
 	return strings.Trim(addr, "[]") + "\t" + name + "\n"
 }
 
-func resolvConf(h *HostConfig) []byte {
-	var b strings.Builder
+// resolvConf is the host's with what the container sets instead.
+func resolvConf(host []byte, h *HostConfig) []byte {
+	own := map[string][]string{"search": h.DNSSearch, "options": h.DNSOptions}
 	for _, d := range h.DNS {
-		b.WriteString("nameserver " + d.String() + "\n")
+		own["nameserver"] = append(own["nameserver"], d.String())
 	}
-	if len(h.DNSSearch) > 0 {
-		b.WriteString("search " + strings.Join(h.DNSSearch, " ") + "\n")
+	var b strings.Builder
+	for line := range strings.Lines(string(host)) {
+		key, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if key == "domain" {
+			key = "search"
+		}
+		if len(own[key]) == 0 {
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
 	}
-	if len(h.DNSOptions) > 0 {
-		b.WriteString("options " + strings.Join(h.DNSOptions, " ") + "\n")
+	for _, n := range own["nameserver"] {
+		b.WriteString("nameserver " + n + "\n")
+	}
+	for _, key := range []string{"search", "options"} {
+		if len(own[key]) > 0 {
+			b.WriteString(key + " " + strings.Join(own[key], " ") + "\n")
+		}
 	}
 	return []byte(b.String())
 }
@@ -629,6 +583,9 @@ func (s *Service) releaseRun(ctx context.Context, id string, r *run) error {
 	}
 	if r.group != nil {
 		errs = append(errs, r.group.Delete())
+	}
+	if r.shm {
+		errs = append(errs, s.dropShm(id))
 	}
 	if r.started != nil && r.started.PidFD != nil {
 		r.started.PidFD.Close()

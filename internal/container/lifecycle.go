@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/metadb"
@@ -690,9 +691,14 @@ func (s *Service) deleteData(ctx context.Context, c *Container, rec *Record, o R
 	}
 	errs = append(errs, os.RemoveAll(s.dir(c.id)))
 	if rec.HostConfig.IpcMode.IsShareable() {
-		errs = append(errs, os.RemoveAll(s.shmDir(c.id)))
+		errs = append(errs, s.dropShm(c.id))
 	}
-	for _, m := range rec.Mounts {
+	for i, m := range rec.Mounts {
+		if m.Type == mount.TypeImage {
+			if err := s.o.Snapshots.Remove(ctx, imageMount(rec.ID, i)); err != nil && errdefs.KindOf(err) != errdefs.NotFound {
+				errs = append(errs, err)
+			}
+		}
 		if !o.Volumes || !m.Options.Anonymous || m.Name == "" {
 			continue
 		}
@@ -749,6 +755,9 @@ func (s *Service) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	s.releaseName(old.Name, c.id)
+	if err := s.o.Networks.Rename(c.id, name); err != nil {
+		s.log.Error("the container's new name is not known to its networks", "container", c.id, "error", err)
+	}
 	s.emit(c, "rename", map[string]string{"oldName": "/" + old.Name})
 	return nil
 }

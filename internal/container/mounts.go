@@ -3,6 +3,7 @@ package container
 import (
 	"maps"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -362,10 +363,7 @@ func checkTmpfsOptions(list []string) error {
 	return nil
 }
 
-func isLocal(p string) bool {
-	p = path.Clean("/" + p)
-	return p != "/" && !strings.Contains(p, "\x00")
-}
+func isLocal(p string) bool { return filepath.IsLocal(p) && !strings.Contains(p, "\x00") }
 
 // modeOf is what inspect shows as the mode of a mount.
 func (m Mount) modeOf() string {

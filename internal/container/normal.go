@@ -461,11 +461,6 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 			return nil, invalid("ulimit %s: the soft limit %d is above the hard limit %d", u.Name, u.Soft, u.Hard)
 		}
 	}
-	for _, l := range h.Links {
-		if name, _, _ := strings.Cut(l, ":"); name == "" {
-			return nil, invalid("bad format for links: %s", clip(l))
-		}
-	}
 	w, err := checkResources(&h.Resources, d)
 	if err != nil {
 		return nil, err

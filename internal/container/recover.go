@@ -70,7 +70,7 @@ func (s *Service) Restore(ctx context.Context) error {
 // adopt takes over a process of an earlier engine.
 func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *network.SandboxRequest {
 	rec, _ := c.view()
-	run := &run{started: &monitor.Started{PID: r.PID, PidFD: r.PidFD, StartedAt: r.StartedAt}, ended: make(chan struct{})}
+	run := &run{started: &monitor.Started{PID: r.PID, PidFD: r.PidFD, StartedAt: r.StartedAt}, ended: make(chan struct{}), shm: rec.HostConfig.IpcMode.IsShareable()}
 	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, MaxFiles: s.maxFiles, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
 	if err := s.prepareSpec(&in, rec); err != nil {
 		s.log.Warn("adopted container: some settings could not be read", "container", c.id, "error", err)
@@ -137,6 +137,7 @@ func (s *Service) settleWithoutProcess(ctx context.Context, c *Container) {
 		c.mu.Unlock()
 		s.save(c)
 		s.o.Networks.Release(ctx, c.id)
+		s.dropShm(c.id)
 		if g, err := cgroup.Open(s.cgroupPath(rec), s.o.CgroupOptions); err == nil {
 			g.Kill()
 			g.Delete()

@@ -25,6 +25,7 @@ import (
 // Snapshots is what this package needs of the snapshot store.
 type Snapshots interface {
 	Prepare(ctx context.Context, key, parent string) error
+	View(ctx context.Context, key, parent string) error
 	Remove(ctx context.Context, key string) error
 	Usage(ctx context.Context, key string) (bytes, inodes int64, err error)
 	Dirs(key string) (snapshot.Dirs, error)
@@ -44,6 +45,7 @@ type Networks interface {
 	Restore(ctx context.Context, running []network.SandboxRequest) error
 	Connect(ctx context.Context, containerID string, e network.EndpointRequest) (network.Endpoint, error)
 	Disconnect(ctx context.Context, containerID, nameOrID string, force bool) error
+	Rename(containerID, name string) error
 }
 
 // Volumes is what this package needs of the volume service.

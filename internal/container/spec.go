@@ -3,6 +3,7 @@ package container
 import (
 	"cmp"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -48,6 +49,7 @@ type specInput struct {
 type sourcedMount struct {
 	Mount
 	Path string
+	FD   *os.File // instead of a path: a detached mount
 }
 
 // buildSpec describes the container in the runtime's terms.
@@ -215,9 +217,6 @@ func specMounts(in specInput) (mounts []specs.Mount, rootPropagation string) {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sysAccess}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{access, "nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-	}
-	if h.IpcMode.IsHost() {
-		mounts[5] = specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
 	}
 	taken := map[string]bool{}
 	for _, m := range in.Mounts {

@@ -42,7 +42,7 @@ func specOf(t *testing.T, c *Config, h *HostConfig) *specs.Spec {
 		if m.Type == mount.TypeVolume {
 			p = "/volumes/" + cmpOr(m.Name, "anonymous") + "/_data"
 		}
-		in.Mounts = append(in.Mounts, sourcedMount{m, p})
+		in.Mounts = append(in.Mounts, sourcedMount{Mount: m, Path: p})
 	}
 	if in.Security, err = parseSecurity(h.SecurityOpt); err != nil {
 		t.Fatal(err)

@@ -87,6 +87,11 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 		Mounts:          s.mountPoints(rec),
 		NetworkSettings: networkSettings(rec, st),
 	}
+	if len(rec.HostConfig.Links) > 0 {
+		h := *rec.HostConfig
+		h.Links = s.linkNames(rec)
+		out.HostConfig = &h
+	}
 	out.ResolvConfPath, out.HostnamePath, out.HostsPath = s.etcFile(rec.ID, "resolv.conf"), s.etcFile(rec.ID, "hostname"), s.etcFile(rec.ID, "hosts")
 	if d, err := s.o.Snapshots.Dirs(rec.ID); err == nil {
 		out.GraphDriver = &storage.DriverData{Name: "overlay2", Data: map[string]string{
@@ -176,7 +181,7 @@ func endpointStatus(e netsvc.Endpoint) EndpointStatus {
 func endpointRequest(name string, ep *network.EndpointSettings, rec *Record) netsvc.EndpointRequest {
 	e := netsvc.EndpointRequest{Network: name, Aliases: slices.Clone(ep.Aliases), DriverOpts: ep.DriverOpts, GwPriority: ep.GwPriority, MAC: ep.MacAddress.String()}
 	if ip := ep.IPAMConfig; ip != nil {
-		e.IPv4, e.IPv6 = ip.IPv4Address, ip.IPv6Address
+		e.IPv4, e.IPv6, e.LinkLocal = ip.IPv4Address, ip.IPv6Address, ip.LinkLocalIPs
 	}
 	if !slices.Contains(e.Aliases, rec.ID[:12]) {
 		e.Aliases = append(e.Aliases, rec.ID[:12])

@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// NoSuidDevExec are the attributes of a mount for data.
+const NoSuidDevExec = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
 // Filesystem makes a detached mount of a new file system: fsopen, fsconfig for
 // every option ("key=value", or a flag alone), fsmount (Linux 5.2). attrs are
 // MOUNT_ATTR_*. The mount lives as long as the descriptor, unless it is
@@ -78,6 +81,29 @@ func CloneTree(dir *os.File, path string, recursive bool) (*os.File, error) {
 		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// SubMount makes a detached mount of a part of another one. Links are followed
+// inside the mount only. The calling thread must be locked, and end afterwards:
+// before Linux 6.15 it gets a mount namespace of its own.
+func SubMount(mnt *os.File, path string) (*os.File, error) {
+	part, err := OpenPathInRoot(mnt, path)
+	if err != nil {
+		return nil, err
+	}
+	defer part.Close()
+	sub, err := CloneTree(part, "", false)
+	if err == nil || !errors.Is(err, unix.EINVAL) {
+		return sub, err
+	}
+	// Only what is attached could be cloned: attach it where nobody sees it.
+	if err := PrivateMounts(); err != nil {
+		return nil, err
+	}
+	if err := AttachMount(mnt, "/"); err != nil {
+		return nil, err
+	}
+	return CloneTree(part, "", false)
 }
 
 // AttachMount puts a detached mount on the target path.

@@ -173,7 +173,7 @@ func (s *Service) up(n *live) error {
 	s.forwarding(n)
 	ns := &nameServer{log: s.log.With("network", n.Name)}
 	id := n.ID
-	ns.lookup = func(name string) []netip.Addr { return s.lookup(id, name) }
+	ns.lookup = func(client netip.Addr, name string) []netip.Addr { return s.lookup(id, client, name) }
 	ns.reverse = func(a netip.Addr) string { return s.reverse(id, a) }
 	ns.upstream = func(client netip.Addr) []string { return s.upstream(n, client) }
 	bound := ns.start(n.bridge(), addrs)

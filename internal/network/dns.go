@@ -19,7 +19,7 @@ const maxInFlight = 1000
 
 // A nameServer answers on the gateway address of one network.
 type nameServer struct {
-	lookup   func(name string) []netip.Addr // addresses of containers
+	lookup   func(client netip.Addr, name string) []netip.Addr // addresses of containers
 	reverse  func(netip.Addr) string
 	upstream func(client netip.Addr) []string // servers to ask for everything else; none = refuse
 	log      *slog.Logger
@@ -90,7 +90,9 @@ func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeNotImplemented))
 		return
 	}
-	if m := n.local(q); m != nil {
+	from, _ := netip.ParseAddrPort(w.RemoteAddr().String())
+	client := from.Addr().Unmap()
+	if m := n.local(client, q); m != nil {
 		w.WriteMsg(m)
 		return
 	}
@@ -101,12 +103,11 @@ func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
 		return
 	}
-	client, _ := netip.ParseAddrPort(w.RemoteAddr().String())
-	w.WriteMsg(n.forward(q, w.LocalAddr().Network(), n.upstream(client.Addr().Unmap())))
+	w.WriteMsg(n.forward(q, w.LocalAddr().Network(), n.upstream(client)))
 }
 
 // local answers for containers; nil: it is not about one.
-func (n *nameServer) local(q *dns.Msg) *dns.Msg {
+func (n *nameServer) local(client netip.Addr, q *dns.Msg) *dns.Msg {
 	question := q.Question[0]
 	name := strings.TrimSuffix(strings.ToLower(question.Name), ".")
 	m := new(dns.Msg).SetReply(q)
@@ -114,7 +115,7 @@ func (n *nameServer) local(q *dns.Msg) *dns.Msg {
 	head := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: 600}
 	switch question.Qtype {
 	case dns.TypeA, dns.TypeAAAA:
-		addrs := n.lookup(name)
+		addrs := n.lookup(client, name)
 		if len(addrs) == 0 {
 			return nil
 		}
@@ -139,7 +140,7 @@ func (n *nameServer) local(q *dns.Msg) *dns.Msg {
 		m.Answer = append(m.Answer, &dns.PTR{Hdr: head, Ptr: dns.Fqdn(host)})
 		return m
 	}
-	if len(n.lookup(name)) > 0 {
+	if len(n.lookup(client, name)) > 0 {
 		return m // the name is there, of another type
 	}
 	return nil

@@ -26,6 +26,8 @@ type EndpointRequest struct {
 	Aliases    []string
 	DriverOpts map[string]string
 	GwPriority int
+	LinkLocal  []netip.Addr      // further addresses
+	Links      map[string]string // names that only this endpoint knows, and the IDs of their containers
 }
 
 // PortRequest asks for a published port. HostPort 0 is any free one; with
@@ -53,9 +55,10 @@ type Endpoint struct {
 	Gateway4, Gateway6                 netip.Addr   `json:",omitzero"`
 	MAC                                string
 	Aliases, DNSNames                  []string
-	Interface                          string // in the container
-	Segment                            int    `json:",omitempty"` // of the network's bridges
-	Default4, Default6                 bool   `json:",omitempty"` // the default route goes here
+	Interface                          string            // in the container
+	Segment                            int               `json:",omitempty"` // of the network's bridges
+	Default4, Default6                 bool              `json:",omitempty"` // the default route goes here
+	Links                              map[string]string `json:",omitempty"`
 }
 
 // PortBinding is a published port.
@@ -159,14 +162,8 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandbox, first bool) (Endpoint, error) {
 	o := n.settings()
 	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Interface: s.freeInterface(b, o.prefix)}
-	ep.Aliases = slices.Clone(q.Aliases)
-	ep.DNSNames = []string{b.Name}
-	if len(r.ContainerID) >= 12 {
-		ep.DNSNames = append(ep.DNSNames, r.ContainerID[:12])
-	}
-	if r.Hostname != "" && !slices.Contains(ep.DNSNames, r.Hostname) {
-		ep.DNSNames = append(ep.DNSNames, r.Hostname)
-	}
+	ep.Aliases, ep.Links = slices.Clone(q.Aliases), q.Links
+	ep.DNSNames = dnsNames(r.ContainerID, b)
 	s.mu.Lock()
 	if n.index == 0 {
 		s.mu.Unlock()
@@ -200,10 +197,48 @@ func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandb
 			x.Addrs = append(x.Addrs, p)
 		}
 	}
+	for _, a := range q.LinkLocal {
+		if !a.IsLinkLocalUnicast() {
+			return ep, errdefs.Newf(errdefs.Invalid, "connect", container(r.Name), "%s is not a link-local address", a)
+		}
+		bits := 64
+		if a.Is4() {
+			bits = 16
+		}
+		x.Addrs = append(x.Addrs, netip.PrefixFrom(a, bits))
+	}
 	if err := netlink.Attach(r.NetNS, x, first); err != nil {
 		return ep, errdefs.New(errdefs.Internal, "connect", container(r.Name)+" to "+object(n.Name), err)
 	}
 	return ep, nil
+}
+
+// dnsNames are what a container is called on each of its networks.
+func dnsNames(id string, b *sandbox) []string {
+	names := []string{b.Name}
+	if len(id) >= 12 {
+		names = append(names, id[:12])
+	}
+	if b.Hostname != "" && !slices.Contains(names, b.Hostname) {
+		names = append(names, b.Hostname)
+	}
+	return names
+}
+
+// Rename gives a container another name on its networks.
+func (s *Service) Rename(containerID, name string) error {
+	s.mu.Lock()
+	b := s.sandboxes[containerID]
+	if b == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	b.Name = strings.TrimPrefix(name, "/")
+	for i := range b.Endpoints {
+		b.Endpoints[i].DNSNames = dnsNames(containerID, b)
+	}
+	s.mu.Unlock()
+	return s.save(containerID, b)
 }
 
 // defaults are the gateways that default routes of an endpoint go to.
@@ -549,12 +584,13 @@ func (s *Service) Restore(ctx context.Context, running []SandboxRequest) error {
 }
 
 // lookup answers a name on a network, in an order that changes.
-func (s *Service) lookup(networkID, name string) (out []netip.Addr) {
+func (s *Service) lookup(networkID string, client netip.Addr, name string) (out []netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, b := range s.sandboxes { // a map's order is random: that spreads the load
+	linked := s.linkedLocked(networkID, client, name)
+	for id, b := range s.sandboxes { // a map's order is random: that spreads the load
 		for _, e := range b.Endpoints {
-			if e.NetworkID != networkID || !answers(e, name) {
+			if e.NetworkID != networkID || linked != "" && id != linked || linked == "" && !answers(e, name) {
 				continue
 			}
 			for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
@@ -565,6 +601,19 @@ func (s *Service) lookup(networkID, name string) (out []netip.Addr) {
 		}
 	}
 	return out
+}
+
+// linkedLocked is the container that one of a network calls by a name of its
+// own; "" if none.
+func (s *Service) linkedLocked(networkID string, client netip.Addr, name string) string {
+	for _, b := range s.sandboxes {
+		for _, e := range b.Endpoints {
+			if len(e.Links) > 0 && e.NetworkID == networkID && (e.IPv4.Addr() == client || e.IPv6.Addr() == client) {
+				return e.Links[name]
+			}
+		}
+	}
+	return ""
 }
 
 func answers(e Endpoint, name string) bool {
