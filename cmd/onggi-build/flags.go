@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -74,6 +75,7 @@ func parseFlags(args []string) (*options, string, error) {
 		f.Bool(n, n == "rm", "accepted for Docker's sake")
 	}
 	squash := f.Bool("squash", false, "one layer")
+	resources := f.StringArray("resource", nil, "limit of the steps: memory=2g, cpu-quota=50000 and so on, as the flags of that name")
 	if err := f.Parse(args); err != nil {
 		return nil, "", fmt.Errorf("%w\nusage: onggi build [OPTIONS] PATH | URL | -", err)
 	}
@@ -86,6 +88,15 @@ func parseFlags(args []string) (*options, string, error) {
 		return nil, "", fmt.Errorf("--squash is not supported yet: build the last stage FROM scratch with COPY --from")
 	case f.NArg() != 1:
 		return nil, "", fmt.Errorf("onggi build takes 1 argument, the context, got %d\nusage: onggi build [OPTIONS] PATH | URL | -\ntry:   onggi build .", f.NArg())
+	}
+	for _, r := range *resources {
+		k, v, _ := strings.Cut(r, "=")
+		if !slices.Contains([]string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}, k) {
+			return nil, "", fmt.Errorf("--resource %q: want memory=, memory-swap=, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus= or cpuset-mems=", r)
+		}
+		if err := f.Set(k, v); err != nil {
+			return nil, "", fmt.Errorf("--resource: %w", err)
+		}
 	}
 	if o.check {
 		o.call = "check"

@@ -308,6 +308,9 @@ func (c *Client) connect(ctx context.Context) (cn *conn, reused bool, err error)
 	return cn, false, err
 }
 
+// Dial opens a connection of the caller's own.
+func (c *Client) Dial(ctx context.Context) (net.Conn, error) { return c.o.Dial(ctx) }
+
 func (c *Client) dial(ctx context.Context) (*conn, error) {
 	nc, err := c.o.Dial(ctx)
 	if err != nil {

@@ -52,6 +52,8 @@ type env struct {
 	in       *os.File
 	out, err io.Writer
 	host     string
+	context  string // name of the one that host came from
+	tls      *tlsFiles
 	client   *api.Client
 	cfg      *configFile
 	self     string // path of this program
@@ -87,31 +89,41 @@ func Main(args []string) int {
 	return e.report(ctx, cmd, err)
 }
 
-// global parses the flags before the command and finds the command.
-func (e *env) global(args []string) (*command, []string, error) {
+// globalFlags are the flags before the command.
+func (e *env) globalFlags() (*pflag.FlagSet, *globals) {
 	f := pflag.NewFlagSet("onggi", pflag.ContinueOnError)
 	f.SetInterspersed(false)
 	f.Usage = func() {}
-	host := f.StringP("host", "H", "", "the engine's address: unix:///path or tcp://address:port")
-	config := f.String("config", "", "directory of config.json with registry credentials")
-	version := f.BoolP("version", "v", false, "print the version")
+	g := &globals{}
+	f.StringVarP(&g.host, "host", "H", "", "the engine's address: unix:///path, tcp://address:port or ssh://host")
+	f.StringVarP(&g.context, "context", "c", "", "context that names the engine (see onggi context)")
+	f.StringVar(&g.config, "config", "", "directory of config.json")
+	f.BoolVarP(&g.version, "version", "v", false, "print the version")
 	f.BoolP("debug", "D", false, "more detail in errors")
 	f.StringP("log-level", "l", "info", "accepted for Docker's sake")
 	tlsFlags(f)
-	help := f.BoolP("help", "h", false, "this text")
+	f.BoolVarP(&g.help, "help", "h", false, "this text")
+	return f, g
+}
+
+type globals struct {
+	host, context, config string
+	version, help         bool
+}
+
+// global parses the flags before the command and finds the command.
+func (e *env) global(args []string) (*command, []string, error) {
+	f, g := e.globalFlags()
 	if err := f.Parse(args); err != nil {
 		return nil, nil, &usageError{text: err.Error(), hint: "onggi --help"}
 	}
-	if *host != "" {
-		e.host = *host
-	}
-	e.cfg = &configFile{dir: *config}
+	e.cfg = &configFile{dir: g.config}
 	rest := f.Args()
-	if *version {
+	if g.version {
 		fmt.Fprintf(e.out, "Onggi version %s, build %s\n", Version, Commit)
 		return nil, nil, nil
 	}
-	if *help || len(rest) == 0 {
+	if g.help || len(rest) == 0 {
 		overview(e.out)
 		return nil, nil, nil
 	}
@@ -122,7 +134,15 @@ func (e *env) global(args []string) (*command, []string, error) {
 			return nil, nil, nil
 		}
 	}
-	if err := e.connectWith(f); err != nil {
+	if g.host != "" && g.context != "" {
+		return nil, nil, &usageError{text: "--host and --context exclude each other", hint: "onggi --help"}
+	}
+	t := tlsOf(f)
+	if err := e.choose(g, t, rest[0] == "context"); err != nil {
+		return nil, nil, err
+	}
+	e.tls = t
+	if err := e.connectWith(t); err != nil {
 		return nil, nil, err
 	}
 	return e.find(rest)
@@ -140,6 +160,9 @@ func (e *env) find(words []string) (*command, []string, error) {
 				}
 			}
 		}
+	}
+	if p := e.pluginPath(words[0]); p != "" {
+		return pluginCommand(words[0], p), words[1:], nil
 	}
 	if group(table, words[0]) {
 		if len(words) == 1 || strings.HasPrefix(words[1], "-") {

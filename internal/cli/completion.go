@@ -106,10 +106,18 @@ func (e *env) words(ctx context.Context, cmd *command, last string) []string {
 	if strings.HasPrefix(last, "-") {
 		fl := newFlags(cmd)
 		cmd.setup(e, fl)
+		if cmd.raw {
+			return nil
+		}
 		fl.VisitAll(func(f *pflag.Flag) { out = append(out, "--"+f.Name) })
 		return out
 	}
 	switch name := cmd.paths[0]; {
+	case strings.HasPrefix(name, "context"):
+		all, _ := e.cfg.contexts()
+		for _, m := range all {
+			out = append(out, m.Name)
+		}
 	case strings.HasPrefix(name, "network"):
 		var nets []api.NetworkSummary
 		e.client.Call(ctx, "GET", "/networks", nil, nil, &nets)

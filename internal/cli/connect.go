@@ -33,19 +33,68 @@ func tlsFlags(f *pflag.FlagSet) {
 	f.String("tlskey", filepath.Join(dir, "key.pem"), "its key")
 }
 
-// connectWith makes the client; it connects when it is first used.
-func (e *env) connectWith(f *pflag.FlagSet) error {
-	o := api.Options{Host: e.host, UserAgent: "onggi/" + Version}
+// tlsFiles are the certificates of a connection.
+type tlsFiles struct {
+	on, verify    bool
+	ca, cert, key string
+}
+
+func tlsOf(f *pflag.FlagSet) *tlsFiles {
 	text := func(name string) string { return f.Lookup(name).Value.String() }
-	if text("tls") == "true" || text("tlsverify") == "true" {
-		cfg := &tls.Config{InsecureSkipVerify: text("tlsverify") != "true", MinVersion: tls.VersionTLS12}
-		if pem, err := os.ReadFile(text("tlscacert")); err == nil {
+	verify := text("tlsverify") == "true"
+	return &tlsFiles{on: verify || text("tls") == "true", verify: verify, ca: text("tlscacert"), cert: text("tlscert"), key: text("tlskey")}
+}
+
+// choose says which engine it is: the first of --host, --context, ONGGI_HOST,
+// ONGGI_CONTEXT and the context in use. A broken context hinders the commands
+// about contexts not.
+func (e *env) choose(g *globals, t *tlsFiles, aboutContexts bool) error {
+	e.context = g.context
+	switch env := os.Getenv("ONGGI_CONTEXT"); {
+	case g.host != "":
+		e.host = g.host
+	case g.context != "":
+	case e.host != "":
+	case env != "":
+		e.context = env
+	default:
+		e.context = e.cfg.currentContext()
+	}
+	if e.context == "" || e.context == defaultContext {
+		if e.context != "" && g.context != "" {
+			e.host = ""
+		}
+		e.context = defaultContext
+		return nil
+	}
+	m, err := e.cfg.context(e.context)
+	if err != nil {
+		if aboutContexts {
+			return nil
+		}
+		return err
+	}
+	ep := m.Endpoints["docker"]
+	e.host = ep.Host
+	dir := filepath.Join(e.cfg.contextDir("tls", e.context), "docker")
+	if _, err := os.Stat(dir); err == nil {
+		*t = tlsFiles{on: true, verify: !ep.SkipTLSVerify, ca: filepath.Join(dir, "ca.pem"), cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
+	}
+	return nil
+}
+
+// connectWith makes the client; it connects when it is first used.
+func (e *env) connectWith(t *tlsFiles) error {
+	o := api.Options{Host: e.host, UserAgent: "onggi/" + Version, Dial: dialOf(e.host)}
+	if t.on && o.Dial == nil {
+		cfg := &tls.Config{InsecureSkipVerify: !t.verify, MinVersion: tls.VersionTLS12}
+		if pem, err := os.ReadFile(t.ca); err == nil {
 			cfg.RootCAs = x509.NewCertPool()
 			cfg.RootCAs.AppendCertsFromPEM(pem)
-		} else if !cfg.InsecureSkipVerify {
+		} else if t.verify {
 			return fmt.Errorf("read the trusted certificates: %w", err)
 		}
-		if cert, err := tls.LoadX509KeyPair(text("tlscert"), text("tlskey")); err == nil {
+		if cert, err := tls.LoadX509KeyPair(t.cert, t.key); err == nil {
 			cfg.Certificates = []tls.Certificate{cert}
 		}
 		addr := strings.TrimPrefix(e.host, "tcp://")
@@ -57,6 +106,66 @@ func (e *env) connectWith(f *pflag.FlagSet) error {
 	var err error
 	e.client, err = api.New(o)
 	return err
+}
+
+// dialOf returns the way to an ssh:// address, nil for others: the other end
+// runs `onggi system dial-stdio`.
+func dialOf(host string) func(context.Context) (net.Conn, error) {
+	u, err := url.Parse(host)
+	if err != nil || u.Scheme != "ssh" || u.Hostname() == "" {
+		return nil
+	}
+	args := []string{"-o", "ConnectTimeout=30", "-T"}
+	if u.User != nil {
+		args = append(args, "-l", u.User.Username())
+	}
+	if p := u.Port(); p != "" {
+		args = append(args, "-p", p)
+	}
+	args = append(args, "--", u.Hostname(), "onggi")
+	if u.Path != "" {
+		args = append(args, "--host", "unix://"+u.Path)
+	}
+	args = append(args, "system", "dial-stdio")
+	return func(ctx context.Context) (net.Conn, error) {
+		// One end of a pair is the program's stdin and stdout, the other our
+		// connection.
+		pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		ours, theirs := os.NewFile(uintptr(pair[0]), "ssh"), os.NewFile(uintptr(pair[1]), "ssh")
+		defer ours.Close()
+		defer theirs.Close()
+		cmd := exec.Command("ssh", args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
+		if err := cmd.Start(); err != nil {
+			return nil, &hinted{fmt.Errorf("connect to %s: %w", host, err), "install an ssh client"}
+		}
+		go cmd.Wait()
+		return net.FileConn(ours)
+	}
+}
+
+func setupDialStdio(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		if err := e.call(ctx, "GET", "/_ping", nil, nil, nil); err != nil {
+			return err
+		}
+		conn, err := e.client.Dial(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		go func() {
+			io.Copy(conn, e.in)
+			if c, ok := conn.(interface{ CloseWrite() error }); ok {
+				c.CloseWrite()
+			}
+		}()
+		_, err = io.Copy(e.out, conn)
+		return err
+	}
 }
 
 // retry does f again, once, after starting the engine where none ran. Only the

@@ -587,14 +587,14 @@ func setupPrune(what string) func(*env, *pflag.FlagSet) func(context.Context, []
 		force := f.BoolP("force", "f", false, "do not ask")
 		filter := f.StringArray("filter", nil, "only those that match: until=24h, label=…")
 		var all *bool
-		if what == "images" || what == "volumes" || what == "build" {
+		if what == "images" || what == "volumes" {
 			all = f.BoolP("all", "a", false, "all that is not used, not only what has no name")
 		}
 		return func(ctx context.Context, args []string) error {
 			question := map[string]string{"containers": "all stopped containers", "images": "all dangling images", "volumes": "all anonymous local volumes not used by at least one container",
-				"networks": "all custom networks not used by at least one container", "build": "all dangling build cache"}[what]
+				"networks": "all custom networks not used by at least one container"}[what]
 			if all != nil && *all {
-				question = map[string]string{"images": "all images without at least one container associated to them", "volumes": "all local volumes not used by at least one container", "build": "all build cache"}[what]
+				question = map[string]string{"images": "all images without at least one container associated to them", "volumes": "all local volumes not used by at least one container"}[what]
 			}
 			if !*force && !e.confirm("This will remove "+question+".") {
 				return nil
@@ -611,9 +611,6 @@ func setupPrune(what string) func(*env, *pflag.FlagSet) func(context.Context, []
 			q, err := filters(set)
 			if err != nil {
 				return err
-			}
-			if what == "build" && all != nil && *all {
-				q.Set("all", "1")
 			}
 			_, err = e.prune(ctx, what, q)
 			return err

@@ -34,8 +34,9 @@ func imageCommands() []command {
 		{paths: []string{"image inspect"}, args: "[OPTIONS] IMAGE [IMAGE...]", short: "Show everything about images", min: 1, max: -1, setup: setupInspect("image")},
 		{paths: []string{"image prune"}, args: "[OPTIONS]", short: "Remove images that nothing uses", max: 0, setup: setupPrune("images")},
 		{paths: []string{"image bootstrap"}, args: "[OPTIONS] NAME[:TAG]", short: "Make a base image from Debian's packages, where no registry can be reached", min: 1, max: 1, setup: setupBootstrap},
-		{paths: []string{"build", "image build", "buildx build", "builder build"}, args: "[OPTIONS] PATH | URL | -", short: "Build an image from a Dockerfile", exit: 1, raw: true, max: -1, setup: setupBuild},
-		{paths: []string{"builder prune", "buildx prune"}, args: "[OPTIONS]", short: "Remove build cache", max: 0, setup: setupPrune("build")},
+		{paths: []string{"build", "image build", "builder build", "buildx build", "buildx b"}, args: "[OPTIONS] PATH | URL | -", short: "Build an image from a Dockerfile", exit: 1, raw: true, max: -1, setup: setupBuild},
+		{paths: []string{"builder prune", "buildx prune"}, args: "[OPTIONS]", short: "Remove build cache", max: 0, setup: setupBuilderPrune},
+		{paths: []string{"builder du", "buildx du"}, args: "[OPTIONS]", short: "Show what the build cache takes", max: 0, setup: setupBuilderDu},
 		{paths: []string{"search"}, args: "[OPTIONS] TERM", short: "Search Docker Hub", min: 1, max: 1, setup: setupSearch},
 	}
 }
@@ -463,6 +464,114 @@ func setupBuild(e *env, f *pflag.FlagSet) func(context.Context, []string) error 
 		}
 		return nil
 	}
+}
+
+// buildxFlags are flags of Docker's buildx that choose among builders; there is
+// one here, the engine.
+func buildxFlags(f *pflag.FlagSet) {
+	f.String("builder", "", "accepted for Docker's sake")
+	f.BoolP("debug", "D", false, "accepted for Docker's sake")
+	f.Duration("timeout", 0, "accepted for Docker's sake")
+}
+
+func setupBuilderPrune(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	all := f.BoolP("all", "a", false, "all cache that is not used, not only what nothing refers to")
+	filter := f.StringArray("filter", nil, "only those that match: until=24h, type=…")
+	force := f.BoolP("force", "f", false, "do not ask")
+	f.Bool("verbose", false, "accepted for Docker's sake: every part is listed")
+	space := map[string]*string{}
+	for _, s := range []struct{ name, usage string }{{"keep-storage", "size to keep, as --reserved-space"}, {"reserved-space", "size that is always kept"}, {"max-used-space", "most that may be kept"}, {"min-free-space", "free space of the disk to reach"}} {
+		space[s.name] = f.String(s.name, "", s.usage)
+	}
+	buildxFlags(f)
+	return func(ctx context.Context, args []string) error {
+		q, err := filters(*filter)
+		if err != nil {
+			return err
+		}
+		if *all {
+			q.Set("all", "1")
+		}
+		for name, v := range space {
+			if *v == "" {
+				continue
+			}
+			n, err := bytesOf(*v)
+			if err != nil {
+				return flagError(name, *v, "%v", err)
+			}
+			q.Set(name, strconv.FormatInt(n, 10))
+		}
+		question := "all dangling build cache"
+		if *all {
+			question = "all build cache"
+		}
+		if !*force && !e.confirm("This will remove "+question+".") {
+			return nil
+		}
+		_, err = e.prune(ctx, "build", q)
+		return err
+	}
+}
+
+func setupBuilderDu(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
+	filter := f.StringArray("filter", nil, "only those that match: type=…, inuse, shared, private")
+	format := f.String("format", "", "table, json, or a Go template")
+	verbose := f.Bool("verbose", false, "whole ids and descriptions")
+	buildxFlags(f)
+	return func(ctx context.Context, args []string) error {
+		var u usage
+		if err := e.call(ctx, "GET", "/system/df", url.Values{"type": {"build-cache"}, "verbose": {"1"}}, nil, &u); err != nil {
+			return err
+		}
+		l := cacheList(u.BuildCacheUsage.Items, *verbose)
+		var total, free int64
+		kept := l.rows[:0]
+		for i, r := range l.rows {
+			c := &u.BuildCacheUsage.Items[i]
+			if !cacheMatches(c, *filter) {
+				continue
+			}
+			kept = append(kept, r)
+			total += c.Size
+			if !c.InUse {
+				free += c.Size
+			}
+		}
+		l.rows = kept
+		if err := e.show(l, *format, false); err != nil {
+			return err
+		}
+		if *format == "" {
+			fmt.Fprintf(e.out, "Reclaimable:\t%s\nTotal:\t\t%s\n", humanSize(free), humanSize(total))
+		}
+		return nil
+	}
+}
+
+func cacheMatches(c *cacheRecord, set []string) bool {
+	for _, f := range set {
+		k, v, _ := strings.Cut(f, "=")
+		ok := false
+		switch k {
+		case "type":
+			ok = c.Type == v
+		case "id":
+			ok = strings.HasPrefix(c.ID, v)
+		case "inuse":
+			ok = c.InUse
+		case "shared":
+			ok = c.Shared
+		case "private":
+			ok = !c.Shared
+		case "description":
+			ok = strings.Contains(c.Description, v)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // registryAuth is the header with the credentials for an image's registry; nil

@@ -24,6 +24,7 @@ func systemCommands() []command {
 		{paths: []string{"events", "system events"}, args: "[OPTIONS]", short: "Show what happens in the engine", max: 0, setup: setupEvents},
 		{paths: []string{"system df"}, args: "[OPTIONS]", short: "Show what takes the disk", max: 0, setup: setupDf},
 		{paths: []string{"system prune"}, args: "[OPTIONS]", short: "Remove what is not used", max: 0, setup: setupSystemPrune},
+		{paths: []string{"system dial-stdio"}, short: "Connect standard input and output to the engine, as ssh:// addresses do", max: 0, setup: setupDialStdio},
 		{paths: []string{"inspect"}, args: "[OPTIONS] NAME|ID [NAME|ID...]", short: "Show everything about objects", min: 1, max: -1, setup: setupInspect("")},
 	}
 }
@@ -31,7 +32,7 @@ func systemCommands() []command {
 // commands is the whole table.
 func commands() []command {
 	var all []command
-	for _, part := range [][]command{runCommands(), containerCommands(), imageCommands(), loginCommands(), systemCommands(), networkCommands(), volumeCommands(), copyCommands(), completionCommands()} {
+	for _, part := range [][]command{runCommands(), containerCommands(), imageCommands(), loginCommands(), systemCommands(), networkCommands(), volumeCommands(), copyCommands(), contextCommands(), pluginCommands(), completionCommands()} {
 		all = append(all, part...)
 	}
 	return all
@@ -203,81 +204,83 @@ func (e *env) event(raw json.RawMessage, format string) error {
 
 // usage is the answer to GET /system/df.
 type usage struct {
-	LayersSize int64
-	Images     []api.ImageSummary
-	Containers []api.ContainerSummary
-	Volumes    []api.Volume
-	BuildCache []struct {
-		ID, Type, Description string
-		InUse, Shared         bool
-		Size                  int64
+	ImageUsage struct {
+		counts
+		Items []api.ImageSummary
 	}
+	ContainerUsage struct {
+		counts
+		Items []api.ContainerSummary
+	}
+	VolumeUsage struct {
+		counts
+		Items []api.Volume
+	}
+	BuildCacheUsage struct {
+		counts
+		Items []cacheRecord
+	}
+}
+
+type counts struct {
+	TotalCount, ActiveCount, TotalSize, Reclaimable int64
+}
+
+type cacheRecord struct {
+	ID, Type, Description string
+	InUse, Shared         bool
+	Size                  int64
+	CreatedAt, LastUsedAt *time.Time
+	UsageCount            int
+}
+
+// cacheList shows what the build cache holds.
+func cacheList(records []cacheRecord, whole bool) *list {
+	l := &list{columns: []string{"ID", "Type", "Size", "CreatedSince", "LastUsedSince", "UsageCount", "Shared", "Description"}, titles: map[string]string{
+		"ID": "CACHE ID", "Type": "CACHE TYPE", "CreatedSince": "CREATED", "LastUsedSince": "LAST USED", "UsageCount": "USAGE"}}
+	since := func(t *time.Time) string {
+		if t == nil || t.IsZero() {
+			return ""
+		}
+		return ago(time.Since(*t)) + " ago"
+	}
+	for _, b := range records {
+		id, text := b.ID, b.Description
+		if !whole {
+			id, text = shortID(id), ellipsis(text, 60)
+		}
+		l.rows = append(l.rows, row{"ID": id, "Type": b.Type, "Size": humanSize(b.Size), "CreatedSince": since(b.CreatedAt), "LastUsedSince": since(b.LastUsedAt),
+			"UsageCount": fmt.Sprint(b.UsageCount), "InUse": fmt.Sprint(b.InUse), "Shared": fmt.Sprint(b.Shared), "Description": text})
+	}
+	return l
 }
 
 func setupDf(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	format := f.String("format", "", "table, json, or a Go template")
 	verbose := f.BoolP("verbose", "v", false, "every object")
 	return func(ctx context.Context, args []string) error {
+		q := url.Values{}
+		if *verbose {
+			q.Set("verbose", "1")
+		}
 		var u usage
-		if err := e.call(ctx, "GET", "/system/df", nil, nil, &u); err != nil {
+		if err := e.call(ctx, "GET", "/system/df", q, nil, &u); err != nil {
 			return err
 		}
 		if *verbose {
 			return e.dfVerbose(&u)
 		}
 		l := &list{columns: []string{"Type", "TotalCount", "Active", "Size", "Reclaimable"}, titles: map[string]string{"TotalCount": "TOTAL"}}
-		add := func(kind string, total, active int, size, free int64) {
-			text := humanSize(free)
-			if size > 0 {
-				text += fmt.Sprintf(" (%d%%)", free*100/size)
+		for _, k := range []struct {
+			kind string
+			c    counts
+		}{{"Images", u.ImageUsage.counts}, {"Containers", u.ContainerUsage.counts}, {"Local Volumes", u.VolumeUsage.counts}, {"Build Cache", u.BuildCacheUsage.counts}} {
+			free := humanSize(k.c.Reclaimable)
+			if k.c.TotalSize > 0 {
+				free += fmt.Sprintf(" (%d%%)", k.c.Reclaimable*100/k.c.TotalSize)
 			}
-			l.rows = append(l.rows, row{"Type": kind, "TotalCount": fmt.Sprint(total), "Active": fmt.Sprint(active), "Size": humanSize(size), "Reclaimable": text})
+			l.rows = append(l.rows, row{"Type": k.kind, "TotalCount": fmt.Sprint(k.c.TotalCount), "Active": fmt.Sprint(k.c.ActiveCount), "Size": humanSize(k.c.TotalSize), "Reclaimable": free})
 		}
-		active, used := 0, int64(0)
-		for _, im := range u.Images {
-			if im.Containers > 0 {
-				active++
-				used += im.Size - max(im.SharedSize, 0)
-			}
-		}
-		add("Images", len(u.Images), active, u.LayersSize, max(u.LayersSize-used, 0))
-		active, size, free := 0, int64(0), int64(0)
-		for _, c := range u.Containers {
-			size += c.SizeRw
-			switch strings.ToLower(c.State) {
-			case "running", "paused", "restarting":
-				active++
-			default:
-				free += c.SizeRw
-			}
-		}
-		add("Containers", len(u.Containers), active, size, free)
-		active, size, free = 0, 0, 0
-		for _, v := range u.Volumes {
-			if v.UsageData == nil {
-				continue
-			}
-			size += max(v.UsageData.Size, 0)
-			if v.UsageData.RefCount > 0 {
-				active++
-			} else {
-				free += max(v.UsageData.Size, 0)
-			}
-		}
-		add("Local Volumes", len(u.Volumes), active, size, free)
-		active, size, free = 0, 0, 0
-		for _, b := range u.BuildCache {
-			if b.InUse {
-				active++
-			}
-			if !b.Shared {
-				size += b.Size
-				if !b.InUse {
-					free += b.Size
-				}
-			}
-		}
-		add("Build Cache", len(u.BuildCache), active, size, free)
 		return e.show(l, *format, false)
 	}
 }
@@ -285,28 +288,25 @@ func setupDf(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 func (e *env) dfVerbose(u *usage) error {
 	now := time.Now()
 	images := &list{columns: []string{"Repository", "Tag", "ID", "CreatedSince", "Size", "SharedSize", "Containers"}, titles: map[string]string{"ID": "IMAGE ID", "CreatedSince": "CREATED"}}
-	for _, im := range u.Images {
+	for _, im := range u.ImageUsage.Items {
 		for _, r := range imageRows(im, now, false) {
 			r["SharedSize"] = humanSize(max(im.SharedSize, 0))
 			images.rows = append(images.rows, r)
 		}
 	}
 	containers := &list{columns: []string{"ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names"}, titles: map[string]string{"ID": "CONTAINER ID", "RunningFor": "CREATED"}}
-	for _, c := range u.Containers {
+	for _, c := range u.ContainerUsage.Items {
 		containers.rows = append(containers.rows, psRow(c, now, false))
 	}
 	volumes := &list{columns: []string{"Name", "Links", "Size"}, titles: map[string]string{"Name": "VOLUME NAME"}}
-	for _, v := range u.Volumes {
+	for _, v := range u.VolumeUsage.Items {
 		r := row{"Name": v.Name, "Links": "0", "Size": "N/A"}
 		if v.UsageData != nil {
 			r["Links"], r["Size"] = fmt.Sprint(v.UsageData.RefCount), humanSize(v.UsageData.Size)
 		}
 		volumes.rows = append(volumes.rows, r)
 	}
-	cache := &list{columns: []string{"ID", "Type", "Size", "Shared", "Description"}, titles: map[string]string{"ID": "CACHE ID", "Type": "CACHE TYPE"}}
-	for _, b := range u.BuildCache {
-		cache.rows = append(cache.rows, row{"ID": shortID(b.ID), "Type": b.Type, "Size": humanSize(b.Size), "Shared": fmt.Sprint(b.Shared), "Description": ellipsis(b.Description, 60)})
-	}
+	cache := cacheList(u.BuildCacheUsage.Items, false)
 	for _, part := range []struct {
 		title string
 		list  *list
@@ -388,9 +388,12 @@ func setupInspect(kind string) func(*env, *pflag.FlagSet) func(context.Context, 
 	return func(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		format := f.StringP("format", "f", "", "json, or a Go template")
 		size := f.BoolP("size", "s", false, "sizes too")
-		typ := &kind
+		typ, platform := &kind, new(string)
 		if kind == "" {
 			typ = f.String("type", "", "container, image, network or volume")
+		}
+		if kind == "image" {
+			platform = f.String("platform", "", "platform, where the image has several")
 		}
 		if kind == "network" {
 			f.BoolP("verbose", "v", false, "accepted for Docker's sake")
@@ -398,44 +401,50 @@ func setupInspect(kind string) func(*env, *pflag.FlagSet) func(context.Context, 
 		return func(ctx context.Context, args []string) error {
 			var found []json.RawMessage
 			ferr := e.each(args, func(name string) error {
-				raw, err := e.lookup(ctx, *typ, name, *size)
+				raw, err := e.lookup(ctx, *typ, name, *platform, *size)
 				if err == nil {
 					found = append(found, raw)
 				}
 				return err
 			})
-			switch *format {
-			case "":
-				data, err := json.MarshalIndent(found, "", "    ")
-				if err != nil {
-					return err
-				}
-				if found == nil {
-					data = []byte("[]")
-				}
-				fmt.Fprintf(e.out, "%s\n", data)
-			case "json":
-				data, _ := json.Marshal(found)
-				fmt.Fprintf(e.out, "%s\n", data)
-			default:
-				items := make([]any, 0, len(found))
-				for _, raw := range found {
-					var m map[string]any
-					if err := decode(raw, &m); err != nil {
-						return err
-					}
-					items = append(items, m)
-				}
-				if err := e.template(*format, items); err != nil {
-					return err
-				}
+			if err := e.showObjects(found, *format); err != nil {
+				return err
 			}
 			return ferr
 		}
 	}
 }
 
-func (e *env) lookup(ctx context.Context, kind, name string, size bool) (json.RawMessage, error) {
+// showObjects prints what inspect found.
+func (e *env) showObjects(found []json.RawMessage, format string) error {
+	switch format {
+	case "":
+		data, err := json.MarshalIndent(found, "", "    ")
+		if err != nil {
+			return err
+		}
+		if found == nil {
+			data = []byte("[]")
+		}
+		fmt.Fprintf(e.out, "%s\n", data)
+		return nil
+	case "json":
+		data, _ := json.Marshal(found)
+		fmt.Fprintf(e.out, "%s\n", data)
+		return nil
+	}
+	items := make([]any, 0, len(found))
+	for _, raw := range found {
+		var m map[string]any
+		if err := decode(raw, &m); err != nil {
+			return err
+		}
+		items = append(items, m)
+	}
+	return e.template(format, items)
+}
+
+func (e *env) lookup(ctx context.Context, kind, name, platform string, size bool) (json.RawMessage, error) {
 	known := false
 	for _, k := range kinds {
 		if kind != "" && kind != k.name {
@@ -446,6 +455,9 @@ func (e *env) lookup(ctx context.Context, kind, name string, size bool) (json.Ra
 		q := url.Values{}
 		if size && k.name == "container" {
 			q.Set("size", "1")
+		}
+		if platform != "" {
+			q.Set("platform", platform)
 		}
 		arg := url.PathEscape(name)
 		if k.name == "image" {
