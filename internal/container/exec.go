@@ -223,6 +223,7 @@ type spawnRequest struct {
 	size   *[2]uint // height, width
 	attach *attachment
 	extra  []monitor.AttachSpec
+	group  *cgroup.Group // nil: the container's
 }
 
 // spawn runs a process inside a running container.
@@ -237,7 +238,11 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 	if err != nil {
 		return nil, err
 	}
-	program, files, err := ociruntime.CompileExec(p, r.spec, ociruntime.ExecOptions{PidFD: r.started.PidFD, InitPID: st.PID, Cgroup: r.group})
+	group := q.group
+	if group == nil {
+		group = r.group
+	}
+	program, files, err := ociruntime.CompileExec(p, r.spec, ociruntime.ExecOptions{PidFD: r.started.PidFD, InitPID: st.PID, Cgroup: group})
 	if err != nil {
 		return nil, err
 	}

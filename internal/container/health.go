@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/linux"
+	"github.com/onggi/onggi/internal/linux/cgroup"
 	"github.com/onggi/onggi/internal/monitor"
 )
 
@@ -86,7 +88,7 @@ func judge(status container.HealthStatus, streak, retries int, ok, inStartPeriod
 }
 
 func (s *Service) startHealth(c *Container) {
-	rec, _ := c.view()
+	rec, st := c.view()
 	cmd := probeCommand(rec.Config)
 	if cmd == nil {
 		c.mu.Lock()
@@ -95,7 +97,8 @@ func (s *Service) startHealth(c *Container) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &healthState{cancel: cancel, status: container.Starting}
+	// What an engine before us found out is still true.
+	h := &healthState{cancel: cancel, status: cmpOr(st.Health, container.Starting), streak: st.HealthStreak}
 	c.mu.Lock()
 	if c.health != nil {
 		c.health.cancel()
@@ -130,8 +133,8 @@ func (s *Service) checkHealth(ctx context.Context, c *Container, h *healthState,
 	startInterval := cmpOr(hc.StartInterval, probeStartInterval)
 	timeout := cmpOr(hc.Timeout, probeTimeout)
 	retries := cmpOr(hc.Retries, probeRetries)
-	began := time.Now()
-	inStart := func() bool { return time.Since(began) < hc.StartPeriod }
+	_, st := c.view()
+	inStart := func() bool { return time.Since(st.StartedAt) < hc.StartPeriod }
 	for {
 		wait := interval
 		h.mu.Lock()
@@ -162,19 +165,25 @@ func (s *Service) checkHealth(ctx context.Context, c *Container, h *healthState,
 		if len(h.log) > probeLogs {
 			h.log = h.log[len(h.log)-probeLogs:]
 		}
-		now := h.status
+		now, streak := h.status, h.streak
 		h.mu.Unlock()
 		if now != old {
 			s.emit(c, "health_status: "+events.Action(now), nil)
 			c.mu.Lock()
+			if c.health == h {
+				c.st.Health, c.st.HealthStreak = now, streak
+			}
 			c.wakeLocked()
 			c.mu.Unlock()
+			if err := s.save(c); err != nil {
+				s.log.Error("health not recorded", "container", c.id, "error", err)
+			}
 		}
 	}
 }
 
-// probe runs one check and collects what it prints. One that takes too long is
-// killed with all that it started.
+// probe runs one check and collects what it prints. Nothing that it started
+// outlives it, whether it took too long or forked.
 func (s *Service) probe(ctx context.Context, c *Container, h *healthState, cmd []string, timeout time.Duration) *container.HealthcheckResult {
 	res := &container.HealthcheckResult{Start: time.Now(), ExitCode: -1}
 	defer func() { res.End = time.Now() }()
@@ -185,43 +194,61 @@ func (s *Service) probe(ctx context.Context, c *Container, h *healthState, cmd [
 	}
 	defer closeAll(ours, theirs)
 	id := "probe-" + newID()[:16]
+	group, err := s.probeGroup(c, id)
+	if err != nil {
+		res.Output = err.Error()
+		return res
+	}
 	ended := make(chan monitor.Event, 1)
 	h.mu.Lock()
 	h.probe, h.ended = id, ended
 	h.mu.Unlock()
-	key := monitor.Key{Container: c.id, Exec: id}
 	cfg := container.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true}
-	_, err = s.spawn(ctx, c, spawnRequest{key: key, cfg: &cfg, extra: []monitor.AttachSpec{{Conn: theirs, Stdout: true, Stderr: true}}})
+	_, err = s.spawn(ctx, c, spawnRequest{key: monitor.Key{Container: c.id, Exec: id}, cfg: &cfg, group: group, extra: []monitor.AttachSpec{{Conn: theirs, Stdout: true, Stderr: true}}})
 	theirs.Close()
 	if err != nil {
+		s.endProbe(c, group)
 		res.Output = err.Error()
 		return res
 	}
 	output := make(chan string, 1)
 	go func() { output <- readHead(ours, probeOutput) }()
+	text := ""
 	select {
 	case ev := <-ended:
 		res.ExitCode = ev.Code
 	case <-time.After(timeout):
-		s.o.Monitor.Signal(context.Background(), key, int(signals["KILL"]))
-		res.Output = "Health check exceeded timeout (" + timeout.String() + ")"
-		select {
-		case <-ended:
-		case <-time.After(killPatience):
-		case <-ctx.Done():
-		}
-		return res
+		text = "Health check exceeded timeout (" + timeout.String() + ")"
 	case <-ctx.Done():
-		s.o.Monitor.Signal(context.Background(), key, int(signals["KILL"]))
-		return res
 	}
+	s.endProbe(c, group)
 	select {
 	case res.Output = <-output:
-	case <-time.After(time.Second): // something it started holds the pipe
+	case <-time.After(time.Second): // it is stuck in the kernel
 		ours.Close()
 		res.Output = <-output
 	}
+	if text != "" {
+		res.Output = strings.TrimSuffix(text+": "+res.Output, ": ")
+	}
 	return res
+}
+
+// probeGroup is a control group for a check and what it starts.
+func (s *Service) probeGroup(c *Container, id string) (*cgroup.Group, error) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	if r == nil || r.group == nil {
+		return nil, execPossible(c)
+	}
+	return r.group.Subgroup(id)
+}
+
+func (s *Service) endProbe(c *Container, group *cgroup.Group) {
+	if err := errors.Join(group.Kill(), group.Delete()); err != nil {
+		s.log.Warn("a health check was not ended", "container", c.id, "error", err)
+	}
 }
 
 // readHead keeps the first n bytes and reads on, so that the probe is not held up.

@@ -87,6 +87,7 @@ func (s *Service) start(ctx context.Context, c *Container, o StartOptions) error
 	_, err = c.moveLocked(StartDone, func(st *Status) {
 		st.PID, st.StartedAt, st.Sandbox, st.BootID = r.started.PID, r.started.StartedAt.UTC(), box, s.bootID
 		st.ExitCode, st.FinishedAt, st.StartFailed = 0, time.Time{}, false
+		st.Health, st.HealthStreak = "", 0
 	})
 	early := c.early
 	c.mu.Unlock()
@@ -169,7 +170,7 @@ func (s *Service) act(ctx context.Context, c *Container, acts []Action) {
 		case ArmRestart:
 			_, st := c.view()
 			c.mu.Lock()
-			c.timer = time.AfterFunc(st.Backoff, func() { s.restartDue(c) })
+			c.armLocked(st.Backoff, s.restartDue)
 			c.mu.Unlock()
 		}
 	}
@@ -307,15 +308,31 @@ func (s *Service) restartDue(c *Container) {
 // retryStart arms another restart after one that could not even start.
 func (s *Service) retryStart(c *Container) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.st.State != Exited || !restartWanted(c.rec.HostConfig.RestartPolicy, c.st, c.st.ExitCode) {
-		return
+	again := c.st.State == Exited && restartWanted(c.rec.HostConfig.RestartPolicy, c.st, c.st.ExitCode)
+	if again {
+		c.st.State = Restarting
+		c.st.RestartCount++
+		c.st.Backoff = nextBackoff(c.st.Backoff, 0)
+		c.armLocked(c.st.Backoff, s.restartDue)
+		c.wakeLocked()
 	}
-	c.st.State = Restarting
-	c.st.RestartCount++
-	c.st.Backoff = nextBackoff(c.st.Backoff, 0)
-	c.timer = time.AfterFunc(c.st.Backoff, func() { s.restartDue(c) })
-	c.wakeLocked()
+	c.mu.Unlock()
+	if again {
+		if err := s.save(c); err != nil {
+			s.log.Error("state not recorded", "container", c.id, "error", err)
+		}
+	}
+}
+
+// armLocked starts the pause before a restart. Preconditions: c.mu is held.
+func (c *Container) armLocked(pause time.Duration, due func(*Container)) {
+	c.timer = time.AfterFunc(pause, func() { due(c) })
+}
+
+// pauseLeft is what remains of the pause before a restart when the engine finds
+// it begun. The clock may have been set meanwhile: it is never longer than it was.
+func pauseLeft(st Status, now time.Time) time.Duration {
+	return min(max(0, st.FinishedAt.Add(st.Backoff).Sub(now)), st.Backoff)
 }
 
 const (
@@ -393,6 +410,10 @@ func (s *Service) halt(ctx context.Context, c *Container, o StopOptions) (stoppe
 		return false, nil
 	}
 	c.mu.Unlock()
+	// An engine that dies now must not let the container's policy undo the stop.
+	if err := s.save(c); err != nil {
+		return false, err
+	}
 	ended := func() bool { return c.exits != exits || !c.st.State.HasProcess() && c.st.State != Exited }
 	s.emit(c, "kill", map[string]string{"signal": strconv.Itoa(sig)})
 	if err := s.signal(ctx, c, sig); err != nil && !isOver(err) {
@@ -493,6 +514,9 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 		c.mu.Lock()
 		c.st.StopRequested = true
 		c.mu.Unlock()
+		if err := s.save(c); err != nil {
+			return err
+		}
 	}
 	c.mu.Lock()
 	exits := c.exits

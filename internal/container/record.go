@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -53,8 +54,10 @@ type Status struct {
 	StartedAt     time.Time
 	FinishedAt    time.Time
 	RestartCount  int
-	StopRequested bool          // a person stopped it: "unless-stopped" keeps it so
-	Backoff       time.Duration // pause before the next restart
+	StopRequested bool                   // a person stopped it: "unless-stopped" keeps it so
+	Backoff       time.Duration          // pause before the next restart
+	Health        container.HealthStatus // of the current run; "" = none yet
+	HealthStreak  int
 	BootID        string
 	Sandbox       SandboxStatus
 }

@@ -124,24 +124,22 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 func (s *Service) settleWithoutProcess(ctx context.Context, c *Container) {
 	rec, st := c.view()
 	switch st.State {
-	case Running, Paused, Starting, Restarting:
+	case Restarting:
+		s.releaseLeft(ctx, c, rec)
+		c.mu.Lock()
+		c.armLocked(pauseLeft(st, time.Now()), s.restartDue)
+		c.mu.Unlock()
+	case Running, Paused, Starting:
 		c.mu.Lock()
 		rebooted := c.st.BootID != s.bootID
 		c.st.State = Exited
-		if st.State != Restarting {
-			c.st.PID, c.st.ExitCode, c.st.FinishedAt = 0, 255, time.Now().UTC()
-			if !rebooted {
-				c.st.Error = "the exit status is unknown: nobody was there to see the process end"
-			}
+		c.st.PID, c.st.ExitCode, c.st.FinishedAt = 0, 255, time.Now().UTC()
+		if !rebooted {
+			c.st.Error = "the exit status is unknown: nobody was there to see the process end"
 		}
 		c.mu.Unlock()
 		s.save(c)
-		s.o.Networks.Release(ctx, c.id)
-		s.dropShm(c.id)
-		if g, err := cgroup.Open(s.cgroupPath(rec), s.o.CgroupOptions); err == nil {
-			g.Kill()
-			g.Delete()
-		}
+		s.releaseLeft(ctx, c, rec)
 		if rec.HostConfig.AutoRemove {
 			s.remove(ctx, c, RemoveOptions{Volumes: true})
 		}
@@ -156,6 +154,16 @@ func (s *Service) settleWithoutProcess(ctx context.Context, c *Container) {
 		if _, err := os.Stat(s.dir(c.id)); err != nil { // killed in the middle of create
 			s.remove(ctx, c, RemoveOptions{Volumes: true})
 		}
+	}
+}
+
+// releaseLeft gives back what a run held that ended while no engine was there.
+func (s *Service) releaseLeft(ctx context.Context, c *Container, rec *Record) {
+	s.o.Networks.Release(ctx, c.id)
+	s.dropShm(c.id)
+	if g, err := cgroup.Open(s.cgroupPath(rec), s.o.CgroupOptions); err == nil {
+		g.Kill()
+		g.Delete()
 	}
 }
 
@@ -198,6 +206,9 @@ func (s *Service) autostart(live map[string]monitor.Running) {
 				return
 			}
 			if _, st := c.view(); st.State == Exited {
+				c.mu.Lock()
+				c.st.StopRequested = false // "always" runs again what was stopped
+				c.mu.Unlock()
 				if err := s.start(ctx, c, StartOptions{}); err != nil {
 					s.log.Warn("container not started again", "container", c.id, "error", err)
 					s.retryStart(c)

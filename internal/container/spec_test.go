@@ -321,6 +321,13 @@ func TestRestartPolicy(t *testing.T) {
 	if d != maxBackoff || nextBackoff(d, time.Minute) != firstBackoff || nextBackoff(0, 0) != firstBackoff {
 		t.Errorf("back-off ends at %v", d)
 	}
+	now := time.Now()
+	for ago, want := range map[time.Duration]time.Duration{0: 800, 300: 500, 800: 0, time.Hour: 0, -time.Hour: 800} {
+		st := Status{FinishedAt: now.Add(-ago * time.Millisecond), Backoff: 800 * time.Millisecond}
+		if got := pauseLeft(st, now); got != want*time.Millisecond {
+			t.Errorf("%v after its end %v of the pause are left, want %v", ago*time.Millisecond, got, want*time.Millisecond)
+		}
+	}
 }
 
 func TestHealthPolicy(t *testing.T) {
