@@ -35,7 +35,7 @@ func write(w *Writer, at time.Time, s Stream, p []byte) {
 	for len(p) > 0 {
 		n := Cut(p, true)
 		w.Offset()
-		w.Write(at, s, p[:n], false)
+		w.Write(at, s, p[:n])
 		p = p[n:]
 	}
 }
@@ -66,7 +66,7 @@ func TestFormatIsDockers(t *testing.T) {
 	attrs := `,"attrs":{"env":"x","tag":"a\"b"}`
 	want := `{"log":"plain\n","stream":"stdout"` + attrs + `,"time":"2026-01-02T12:00:00.1234567Z"}
 {"log":"\u003ca href=\"x\"\u003e\\\u0026\u0009\r\u0000` + "\x7f" + ` \ufffd € \u2028\n","stream":"stderr"` + attrs + `,"time":"2026-01-02T12:00:00.1234567Z"}
-{"log":"no newline\n","stream":"stdout"` + attrs + `,"time":"2026-01-02T12:00:00.1234567Z"}
+{"log":"no newline","stream":"stdout"` + attrs + `,"time":"2026-01-02T12:00:00.1234567Z"}
 {"log":"\n","stream":"stdout"` + attrs + `,"time":"2026-01-02T12:00:00Z"}
 `
 	if string(got) != want {
@@ -316,7 +316,7 @@ func TestRedoGivesTheSameBytes(t *testing.T) {
 	write(w, noon, Stdout, []byte("before\n"))
 	off := w.Offset()
 	batch := []byte("one\ntwo\n")
-	w.Write(noon, Stderr, batch, false)
+	w.Write(noon, Stderr, batch)
 	want, _ := os.ReadFile(s.Path)
 	w.Close()
 	for cut := off; cut <= int64(len(want)); cut++ {
@@ -325,7 +325,7 @@ func TestRedoGivesTheSameBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.Redo(off, noon, Stderr, batch, false)
+		w.Redo(off, noon, Stderr, batch)
 		w.Close()
 		if got, _ := os.ReadFile(s.Path); string(got) != string(want) {
 			t.Fatalf("killed after %d bytes: %q", cut, got)

@@ -156,20 +156,20 @@ func (w *Writer) Offset() int64 {
 // Redo stores a batch again that began at offset and may have been written in
 // part, or wholly. With the same t it gives the same bytes, so that a reader who
 // has seen them notices nothing.
-func (w *Writer) Redo(offset int64, t time.Time, stream Stream, p []byte, open bool) {
+func (w *Writer) Redo(offset int64, t time.Time, stream Stream, p []byte) {
 	w.size = min(offset, w.size)
-	w.Write(t, stream, p, open)
+	w.Write(t, stream, p)
 	if w.f != nil {
 		w.f.Truncate(w.size)
 	}
 }
 
-// Write stores p, which Cut has measured, as entries that arrived at t. With open
-// set the last entry's line goes on, whatever its length.
+// Write stores p, which Cut has measured, as entries that arrived at t. A line
+// that was never ended is stored without a newline, as the pieces of a long one.
 //
 // It never fails: what could not be stored is counted, and told in the log when
 // there is room again.
-func (w *Writer) Write(t time.Time, stream Stream, p []byte, open bool) {
+func (w *Writer) Write(t time.Time, stream Stream, p []byte) {
 	if w.spec.Driver == None {
 		return
 	}
@@ -180,9 +180,7 @@ func (w *Writer) Write(t time.Time, stream Stream, p []byte, open bool) {
 	lines := int64(0)
 	for len(p) > 0 {
 		n := lineAt(p, true)
-		// Only a piece of a longer line is stored without a newline.
-		partial := p[n-1] != '\n' && (n == MaxLine || open && n == len(p))
-		buf = w.appendEntry(buf, p[:n], partial, stream, stamp)
+		buf = w.appendEntry(buf, p[:n], stream, stamp)
 		p = p[n:]
 		lines++
 	}
@@ -237,7 +235,7 @@ func (w *Writer) note() []byte {
 	}
 	text := fmt.Sprintf("onggi: %d lines could not be logged: %v\n", w.droppedLines, cause)
 	stamp := time.Now().UTC().AppendFormat(nil, time.RFC3339Nano)
-	return w.appendEntry(nil, []byte(text), false, Stderr, stamp)
+	return w.appendEntry(nil, []byte(text), Stderr, stamp)
 }
 
 // Dropped is how many lines wait to be told as not stored, and why.
@@ -259,12 +257,9 @@ func (w *Writer) Close() error {
 	return err
 }
 
-func (w *Writer) appendEntry(b, line []byte, partial bool, stream Stream, stamp []byte) []byte {
+func (w *Writer) appendEntry(b, line []byte, stream Stream, stamp []byte) []byte {
 	b = append(b, `{"log":"`...)
 	b = appendEscaped(b, line)
-	if !partial && (len(line) == 0 || line[len(line)-1] != '\n') {
-		b = append(b, `\n`...)
-	}
 	if stream == Stderr {
 		b = append(b, `","stream":"stderr"`...)
 	} else {

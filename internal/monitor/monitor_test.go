@@ -25,7 +25,7 @@ func TestStartLogExit(t *testing.T) {
 	}
 	got := f.logged(web)
 	for _, want := range []string{
-		`{"log":"out\n","stream":"stdout","time":"`, `{"log":"err\n","stream":"stderr","time":"`, `{"log":"rest\n","stream":"stdout","time":"`,
+		`{"log":"out\n","stream":"stdout","time":"`, `{"log":"err\n","stream":"stderr","time":"`, `{"log":"rest","stream":"stdout","time":"`,
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("log %q lacks %q", got, want)

@@ -231,15 +231,15 @@ func (st *stream) take(final bool) (more bool) {
 	took := 0
 	for took < n {
 		rest := l.buf[took:n]
-		c, open := logs.Cut(rest, final && all), false
+		c := logs.Cut(rest, final && all)
 		if c == 0 && took == 0 && (!all || st.force) {
 			// The pipe's head is in more pieces than one look can see.
-			c, open = len(rest), true
+			c = len(rest)
 		}
 		if c == 0 {
 			break
 		}
-		l.stage.commit(p.log, p.rec.serial, st.which, st.fd, rest[:c], open)
+		l.stage.commit(p.log, p.rec.serial, st.which, st.fd, rest[:c])
 		took += c
 		st.seen -= c
 	}

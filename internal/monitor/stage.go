@@ -95,17 +95,17 @@ func (s *stage) peek(pipe int, buf []byte) (int, error) {
 }
 
 // commit takes p, which peek found at the head of pipe, out of it and into the
-// log. open: the last entry's line goes on.
-func (s *stage) commit(log *logs.Writer, serial uint64, stream logs.Stream, pipe int, p []byte, open bool) {
+// log.
+func (s *stage) commit(log *logs.Writer, serial uint64, stream logs.Stream, pipe int, p []byte) {
 	now := time.Now()
 	off := log.Offset()
 	atomic.StoreUint64(&s.words[wordSerial], serial)
-	atomic.StoreUint64(&s.words[wordStream], streamWord(stream, open))
+	atomic.StoreUint64(&s.words[wordStream], uint64(stream))
 	atomic.StoreUint64(&s.words[wordOffset], uint64(off))
 	atomic.StoreUint64(&s.words[wordTime], uint64(now.UnixNano()))
 	atomic.StoreUint64(&s.words[wordCount], uint64(len(p)))
 	atomic.StoreUint64(&s.words[wordPhase], phaseWriting)
-	log.Write(time.Unix(0, now.UnixNano()), stream, p, open)
+	log.Write(time.Unix(0, now.UnixNano()), stream, p)
 	s.take(pipe, len(p))
 }
 
@@ -146,7 +146,7 @@ func (s *stage) move(pipe, n int) {
 func (s *stage) pending() (serial uint64, stream logs.Stream, ok bool) {
 	switch atomic.LoadUint64(&s.words[wordPhase]) {
 	case phaseWriting, phaseMoving:
-		stream, _ = wordStreamOf(atomic.LoadUint64(&s.words[wordStream]))
+		stream = streamOf(atomic.LoadUint64(&s.words[wordStream]))
 		return atomic.LoadUint64(&s.words[wordSerial]), stream, true
 	}
 	return 0, 0, false
@@ -163,9 +163,9 @@ func (s *stage) finish(log *logs.Writer, pipe int) error {
 		if err != nil {
 			return err
 		}
-		stream, open := wordStreamOf(atomic.LoadUint64(&s.words[wordStream]))
+		stream := streamOf(atomic.LoadUint64(&s.words[wordStream]))
 		at := time.Unix(0, int64(atomic.LoadUint64(&s.words[wordTime])))
-		log.Redo(int64(atomic.LoadUint64(&s.words[wordOffset])), at, stream, buf[:got], open)
+		log.Redo(int64(atomic.LoadUint64(&s.words[wordOffset])), at, stream, buf[:got])
 		s.take(pipe, got)
 	case phaseMoving:
 		// Without the predecessor's staging pipe nobody knows how much of it was
@@ -192,14 +192,5 @@ func (s *stage) reset() error {
 	return nil
 }
 
-func streamWord(stream logs.Stream, open bool) uint64 {
-	w := uint64(stream)
-	if open {
-		w |= 1 << 8
-	}
-	return w
-}
-
-func wordStreamOf(w uint64) (stream logs.Stream, open bool) {
-	return logs.Stream(w & 0xff), w>>8 != 0
-}
+// streamOf reads the word; older monitors kept a flag above the first byte.
+func streamOf(w uint64) logs.Stream { return logs.Stream(w & 0xff) }
