@@ -119,7 +119,7 @@ func (c *copier) out(ctx context.Context, container, src, dst string) error {
 	}
 	// What is copied becomes dst, or goes into it where dst is a directory.
 	dir, name := dst, st.Name
-	onlyContents := strings.HasSuffix(src, "/.") || src == "."
+	onlyContents := strings.HasSuffix(src, "/.") || src == "." || src == "/"
 	switch fi, err := os.Stat(dst); {
 	case err == nil && fi.IsDir():
 		if onlyContents {
@@ -155,7 +155,7 @@ func (c *copier) unpack(r io.Reader, dir, name string) (int64, error) {
 	defer root.Close()
 	tr := tar.NewReader(r)
 	var total int64
-	first := ""
+	first, started := "", false // "" where the archive has what is in a directory
 	type late struct {
 		name string
 		h    *tar.Header
@@ -170,8 +170,9 @@ func (c *copier) unpack(r io.Reader, dir, name string) (int64, error) {
 			return total, fmt.Errorf("read the archive: %w", err)
 		}
 		entry := path.Clean("/" + h.Name)[1:]
-		if first == "" {
+		if !started {
 			first, _, _ = strings.Cut(entry, "/")
+			started = true
 		}
 		rest := strings.TrimPrefix(strings.TrimPrefix(entry, first), "/")
 		target := path.Join(name, rest)

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -108,10 +109,12 @@ func (s *Service) writableAt(rec *Record, p string) bool {
 	return !rec.HostConfig.ReadonlyRootfs
 }
 
-func noSuchPath(c *Container, p string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		rec, _ := c.view()
-		return errdefs.Newf(errdefs.NotFound, "", "", "Could not find the file %s in container %s", p, rec.Name)
+func noSuchPath(ref, p string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errdefs.Newf(errdefs.NotFound, "", "", "Could not find the file %s in container %s", p, ref)
+	case errors.Is(err, syscall.ENOTDIR):
+		return errdefs.Newf(errdefs.Invalid, "", "", "%s in container %s: not a directory", p, ref)
 	}
 	return err
 }
@@ -127,21 +130,35 @@ func (s *Service) StatPath(ctx context.Context, ref, p string) (container.PathSt
 		return container.PathStat{}, err
 	}
 	defer pl.close()
-	return s.statPlace(c, pl, p)
+	return s.statPlace(ref, pl, p)
 }
 
-func (s *Service) statPlace(c *Container, pl *place, p string) (container.PathStat, error) {
-	name := path.Base(path.Clean("/" + p))
-	// As with a shell, "link/" and "link/." mean what the link points to.
-	follow := strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.")
+func (s *Service) statPlace(ref string, pl *place, p string) (container.PathStat, error) {
+	follow := meansDir(p)
 	st, target, err := linux.StatInRoot(pl.root, pl.path, follow)
 	if err != nil {
-		return container.PathStat{}, noSuchPath(c, p, err)
+		return container.PathStat{}, noSuchPath(ref, p, err)
+	}
+	if follow && !st.IsDir() {
+		return container.PathStat{}, noSuchPath(ref, p, syscall.ENOTDIR)
 	}
 	if target != "" && !path.IsAbs(target) {
 		target = path.Join(path.Dir(path.Clean("/"+p)), target)
 	}
-	return container.PathStat{Name: name, Size: st.Size(), Mode: st.Mode(), Mtime: st.ModTime(), LinkTarget: target}, nil
+	return container.PathStat{Name: path.Base(p), Size: st.Size(), Mode: st.Mode(), Mtime: st.ModTime(), LinkTarget: target}, nil
+}
+
+// meansDir tells that p, as with a shell, means the directory that a link at its
+// end points to.
+func meansDir(p string) bool { return strings.HasSuffix(p, "/") || path.Base(p) == "." }
+
+// archiveName is what the first entry of p's archive is called: clients tell by
+// it whether they asked for a directory ("dir/") or for what is in it ("./").
+func archiveName(p string) string {
+	if name := path.Base(p); name != "." {
+		return name
+	}
+	return "./"
 }
 
 // ArchivePath describes a path and returns a function that writes it as a tar
@@ -155,19 +172,12 @@ func (s *Service) ArchivePath(ctx context.Context, ref, p string) (st container.
 	if err != nil {
 		return st, nil, nil, err
 	}
-	if st, err = s.statPlace(c, pl, p); err != nil {
+	if st, err = s.statPlace(ref, pl, p); err != nil {
 		pl.close()
 		return st, nil, nil, err
 	}
 	s.emit(c, "archive-path", nil)
-	o := layer.ArchiveOptions{Follow: strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.")}
-	o.Name = st.Name
-	if o.Name == "/" || strings.HasSuffix(p, "/.") {
-		o.Name = "." // the contents, as `cp container:/dir/.` means
-		if st.Name != "/" {
-			o.Name = st.Name
-		}
-	}
+	o := layer.ArchiveOptions{Follow: meansDir(p), Name: archiveName(p)}
 	return st, func(w io.Writer) error { return layer.Archive(ctx, w, pl.root, pl.path, o) }, pl.close, nil
 }
 
@@ -190,7 +200,7 @@ func (s *Service) ExtractPath(ctx context.Context, ref, p string, o ExtractOptio
 	defer pl.close()
 	st, _, err := linux.StatInRoot(pl.root, pl.path, true)
 	if err != nil {
-		return noSuchPath(c, p, err)
+		return noSuchPath(ref, p, err)
 	}
 	if !st.IsDir() {
 		return errdefs.Newf(errdefs.Invalid, "", "", "extraction point is not a directory")

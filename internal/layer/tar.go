@@ -169,6 +169,14 @@ func newPacker(w io.Writer, o TarOptions) *packer {
 
 func (p *packer) finish() error { return p.w.Close() }
 
+// below is path.Join without its cleaning: "./" and "/" stay in front.
+func below(dir, name string) string {
+	if dir == "" || strings.HasSuffix(dir, "/") {
+		return dir + name
+	}
+	return dir + "/" + name
+}
+
 // maxNesting bounds how deep a tree is followed: each level holds a descriptor.
 const maxNesting = 1000
 
@@ -183,7 +191,7 @@ func (p *packer) tree(ctx context.Context, dir linux.FD, name string, depth int)
 	}
 	slices.SortFunc(entries, func(a, b linux.Entry) int { return strings.Compare(a.Name, b.Name) })
 	for _, e := range entries {
-		if err := p.entry(ctx, dir, e.Name, path.Join(name, e.Name), depth); err != nil {
+		if err := p.entry(ctx, dir, e.Name, below(name, e.Name), depth); err != nil {
 			return err
 		}
 	}
