@@ -185,6 +185,7 @@ func settings(c *config) []setting {
 		{flag: "http-proxy", key: "http-proxy", note: "set HTTP_PROXY for the engine", to: new(string)},
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
+		{flag: "feature", note: "there are no features to switch", to: new([]string)},
 		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", note: "CDI devices are not supported yet", to: new([]string)},
 		{key: "features", note: "", list: true}, {key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}

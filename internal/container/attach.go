@@ -22,7 +22,7 @@ import (
 type Stream struct {
 	Conn  net.Conn
 	Input io.Reader // what the client sends; nil = read it from Conn
-	Mux   bool      // of an exec: Docker's frames even where it has a terminal
+	Mux   bool      // of an exec: Docker's frames, whether or not it has a terminal
 	// End is called once, instead of closing Conn, when the process has ended
 	// and that is recorded, or when the client detached or went away.
 	End func(Ending)
@@ -222,14 +222,12 @@ func ReadDetachKeys(s string) ([]byte, error) {
 		switch {
 		case len(part) == 1:
 			out = append(out, part[0])
-		case len(part) == 6 && strings.HasPrefix(strings.ToLower(part), "ctrl-"):
+		case len(part) == 6 && strings.HasPrefix(part, "ctrl-"):
 			c := part[5]
 			switch {
 			case c >= 'a' && c <= 'z':
 				out = append(out, c-'a'+1)
-			case c >= 'A' && c <= 'Z':
-				out = append(out, c-'A'+1)
-			case c >= '@' && c <= '_':
+			case c == '@' || c >= '[' && c <= '_':
 				out = append(out, c-'@')
 			default:
 				return nil, invalid("Invalid detach keys (%s) provided", clip(s))

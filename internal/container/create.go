@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -27,6 +28,9 @@ type CreateRequest struct {
 	Config     *Config
 	HostConfig *HostConfig
 	Networks   map[string]*network.EndpointSettings
+	// ShallowReadOnly: a read-only bind leaves what is mounted below its source
+	// writable, unless the request says otherwise.
+	ShallowReadOnly bool
 }
 
 // Create makes a container that has not run yet, and returns its ID and what
@@ -34,7 +38,7 @@ type CreateRequest struct {
 func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warnings []string, err error) {
 	const op = "create"
 	if q.Config == nil {
-		return "", nil, errdefs.Newf(errdefs.Invalid, "", "", "Config cannot be empty in order to create a container")
+		return "", nil, errdefs.Newf(errdefs.Invalid, "", "", "config cannot be empty in order to create a container")
 	}
 	if q.HostConfig == nil {
 		q.HostConfig = &HostConfig{}
@@ -52,6 +56,11 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 	}
 	if rec.Mounts, err = s.planAllMounts(rec); err != nil {
 		return "", nil, err
+	}
+	for i := range rec.Mounts {
+		if o := &rec.Mounts[i].Options; q.ShallowReadOnly && !o.ReadOnlyForceRecursive {
+			o.ReadOnlyNonRecursive = true
+		}
 	}
 
 	var u undo.Stack
@@ -111,7 +120,7 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	}
 	rec.ImageID = img.ID
 	if img.Manifest.Digest != "" {
-		rec.ImageManifest = &Manifest{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest.String(), Size: img.Manifest.Size}
+		rec.ImageManifest = &Manifest{MediaType: img.Manifest.MediaType, Digest: img.Manifest.Digest.String(), Size: img.Manifest.Size, Platform: &img.Config.Platform}
 	}
 	ic, err := imageConfigOf(img)
 	if err != nil {
@@ -289,7 +298,11 @@ func (s *Service) planAllMounts(rec *Record) ([]Mount, error) {
 			inherited = append(inherited, m)
 		}
 	}
-	return planMounts(rec.Config, rec.HostConfig, inherited)
+	mounts, err := planMounts(rec.Config, rec.HostConfig, inherited)
+	if err != nil {
+		return nil, err
+	}
+	return mounts, settlePropagation(mounts, filepath.Dir(s.o.Root))
 }
 
 func (s *Service) createVolumes(ctx context.Context, rec *Record, u *undo.Stack) error {

@@ -66,6 +66,12 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, q container.ExecCr
 			return "", err
 		}
 	}
+	if q.User != "" {
+		// Refused while the client still reads an ordinary answer.
+		if _, err := s.execUser(c, q.User); err != nil {
+			return "", err
+		}
+	}
 	e := &Exec{id: newID(), c: c, cfg: q, done: make(chan struct{})}
 	s.mu.Lock()
 	s.execs[e.id] = e
@@ -151,7 +157,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, q container.ExecStar
 			s.execFailed(e, 126)
 			return err
 		}
-		o := AttachOptions{Stdin: e.cfg.AttachStdin, Stdout: e.cfg.AttachStdout, Stderr: e.cfg.AttachStderr, Mux: stream.Mux || !e.cfg.Tty}
+		o := AttachOptions{Stdin: e.cfg.AttachStdin, Stdout: e.cfg.AttachStdout, Stderr: e.cfg.AttachStderr, Mux: stream.Mux}
 		if e.cfg.Tty {
 			o.DetachKeys, _ = ReadDetachKeys(e.cfg.DetachKeys)
 		}
@@ -234,7 +240,7 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 	if st.State != Running || r == nil || r.started == nil {
 		return nil, execPossible(c)
 	}
-	p, err := s.execProcess(rec, st, r, q.cfg)
+	p, err := s.execProcess(c, rec, r, q.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -275,17 +281,13 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 }
 
 // execProcess is the container's process with what the exec changes.
-func (s *Service) execProcess(rec *Record, st Status, r *run, q *container.ExecCreateRequest) (*specs.Process, error) {
+func (s *Service) execProcess(c *Container, rec *Record, r *run, q *container.ExecCreateRequest) (*specs.Process, error) {
 	p := *r.spec.Process
 	p.Terminal, p.Args, p.ConsoleSize = q.Tty, q.Cmd, nil
 	user := r.user
 	if q.User != "" {
-		root, err := os.Open("/proc/" + strconv.Itoa(st.PID) + "/root")
-		if err != nil {
-			return nil, errdefs.New(errdefs.Conflict, "exec", quote("container", rec.Name), err)
-		}
-		defer root.Close()
-		if user, err = userIn(root, q.User, rec.HostConfig.GroupAdd); err != nil {
+		var err error
+		if user, err = s.execUser(c, q.User); err != nil {
 			return nil, err
 		}
 		p.User.UID, p.User.GID, p.User.AdditionalGids = user.UID, user.GID, user.Groups
@@ -302,6 +304,18 @@ func (s *Service) execProcess(rec *Record, st Status, r *run, q *container.ExecC
 		p.NoNewPrivileges = false
 	}
 	return &p, nil
+}
+
+// execUser finds a user of the exec among the container's accounts, as they
+// are now.
+func (s *Service) execUser(c *Container, spec string) (identity, error) {
+	rec, st := c.view()
+	root, err := os.Open("/proc/" + strconv.Itoa(st.PID) + "/root")
+	if err != nil {
+		return identity{}, errdefs.New(errdefs.Conflict, "exec", quote("container", rec.Name), err)
+	}
+	defer root.Close()
+	return userIn(root, spec, rec.HostConfig.GroupAdd)
 }
 
 // execExited records the end of an exec.

@@ -219,7 +219,11 @@ func (s *Service) namespaceOf(ref, kind string) (string, error) {
 	}
 	rec, st := c.view()
 	if !st.State.HasProcess() {
-		return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "cannot join the %s namespace of a non running container: %s", kind, c.id), "start "+rec.Name+" first")
+		// Docker answers with 500 here.
+		return "", errdefs.WithHint(errdefs.Newf(errdefs.Internal, "", "", "failed to join %s namespace: container %s is not running", strings.ToUpper(kind), c.id), "start "+rec.Name+" first")
+	}
+	if m := rec.HostConfig.IpcMode; kind == "ipc" && (m.IsPrivate() || m.IsNone()) {
+		return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "failed to join IPC namespace: container %s: non-shareable IPC", c.id), "create "+rec.Name+" with --ipc shareable")
 	}
 	return "/proc/" + strconv.Itoa(st.PID) + "/ns/" + kind, nil
 }

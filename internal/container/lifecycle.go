@@ -818,7 +818,7 @@ func (s *Service) Update(ctx context.Context, ref string, u container.UpdateConf
 	mergeResources(&h.Resources, &u.Resources)
 	if u.RestartPolicy.Name != "" {
 		if h.AutoRemove && !u.RestartPolicy.IsNone() {
-			return nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
+			return nil, errdefs.Newf(errdefs.Conflict, "", "", "Restart policy cannot be updated because AutoRemove is enabled for the container")
 		}
 		if err := container.ValidateRestartPolicy(u.RestartPolicy); err != nil {
 			return nil, invalid("%v", err)
@@ -869,7 +869,11 @@ func mergeResources(to, u *container.Resources) {
 	set(&to.CPURealtimePeriod, u.CPURealtimePeriod)
 	set(&to.CPURealtimeRuntime, u.CPURealtimeRuntime)
 	if u.PidsLimit != nil {
-		to.PidsLimit = u.PidsLimit
+		limit := *u.PidsLimit
+		if limit <= 0 {
+			limit = -1
+		}
+		to.PidsLimit = &limit
 	}
 	if len(u.BlkioDeviceReadBps) > 0 {
 		to.BlkioDeviceReadBps = u.BlkioDeviceReadBps

@@ -99,6 +99,29 @@ func planMounts(c *Config, h *HostConfig, inherited []Mount) ([]Mount, error) {
 	return out, nil
 }
 
+// settlePropagation fills in what a bind does not say. One that shows the
+// engine's data root must take part when a volume is unmounted there, or it
+// would keep the volume busy.
+func settlePropagation(mounts []Mount, dataRoot string) error {
+	for i := range mounts {
+		m := &mounts[i]
+		if m.Type != mount.TypeBind {
+			continue
+		}
+		inside := strings.HasPrefix(m.Source+"/", dataRoot+"/")
+		shows := inside || strings.HasPrefix(dataRoot+"/", strings.TrimSuffix(m.Source, "/")+"/")
+		switch {
+		case m.Propagation == "" && shows:
+			m.Propagation = mount.PropagationRSlave
+		case m.Propagation == "":
+			m.Propagation = mount.PropagationRPrivate
+		case shows && m.Propagation != mount.PropagationRSlave && m.Propagation != mount.PropagationRShared:
+			return invalid(`invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q, propagation: %q`, dataRoot, m.Source, m.Propagation)
+		}
+	}
+	return nil
+}
+
 // comparePaths puts what lies on top of another mount after it.
 func comparePaths(a, b string) int {
 	if n := strings.Count(a, "/") - strings.Count(b, "/"); n != 0 {
@@ -153,7 +176,6 @@ func parseBind(s, driver string) (Mount, error) {
 	case path.IsAbs(f[0]):
 		m.Type, m.Source, m.Driver = mount.TypeBind, path.Clean(f[0]), ""
 		m.Options.CreateSource = true // Docker's binds make a missing directory
-		m.Propagation = mount.PropagationRPrivate
 	default:
 		if err := checkVolumeName(f[0]); err != nil {
 			return Mount{}, err
@@ -280,7 +302,7 @@ func parseBindMount(m Mount, in *mount.Mount, bad func(string, ...any) (Mount, e
 	if !path.IsAbs(in.Source) || strings.IndexByte(in.Source, 0) >= 0 {
 		return bad("invalid mount path: '%s' mount path must be absolute", clip(in.Source))
 	}
-	m.Source, m.Propagation = path.Clean(in.Source), mount.PropagationRPrivate
+	m.Source = path.Clean(in.Source)
 	if o := in.BindOptions; o != nil {
 		if o.Propagation != "" {
 			if !slices.Contains(mount.Propagations, o.Propagation) {

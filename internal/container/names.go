@@ -60,14 +60,18 @@ func pick(n int) int {
 // maxName bounds names; they become host names and record keys.
 const maxName = 255
 
-// checkName holds Docker's rule: [a-zA-Z0-9][a-zA-Z0-9_.-]+.
-func checkName(op, name string) error {
+// ValidName holds Docker's rule: [a-zA-Z0-9][a-zA-Z0-9_.-]+.
+func ValidName(name string) bool {
 	ok := len(name) >= 2 && len(name) <= maxName && isAlnum(name[0])
 	for i := 1; ok && i < len(name); i++ {
 		c := name[i]
 		ok = isAlnum(c) || c == '_' || c == '.' || c == '-'
 	}
-	if !ok {
+	return ok
+}
+
+func checkName(op, name string) error {
+	if !ValidName(name) {
 		return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, op, quote("container", clip(name)), "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", clip(name)),
 			"use at least two letters, digits, '_', '.' or '-', starting with a letter or digit")
 	}

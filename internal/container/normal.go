@@ -228,6 +228,9 @@ func normaliseHost(h *HostConfig, d Defaults) (warnings []string, err error) {
 		h.ShmSize = cmpOr(d.ShmSize, defaultShm)
 	}
 	h.IpcMode = cmpOr(h.IpcMode, d.IpcMode, container.IPCModePrivate)
+	if h.CgroupnsMode == "" && h.Privileged && !d.CgroupV2 {
+		h.CgroupnsMode = container.CgroupnsModeHost
+	}
 	h.CgroupnsMode = cmpOr(h.CgroupnsMode, d.CgroupnsMode, container.CgroupnsModePrivate)
 	if h.Runtime == "" || slices.Contains(d.Runtimes, h.Runtime) {
 		h.Runtime = runtimeName
@@ -429,9 +432,9 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 			return nil, invalid("DNS setting %q: a line break is not allowed", clip(s))
 		}
 	}
-	for k, v := range h.Annotations {
+	for k := range h.Annotations {
 		if k == "" {
-			return nil, invalid("invalid Annotations: the empty string is not permitted as an annotation key (value %q)", clip(v))
+			return nil, invalid("invalid Annotations: the empty string is not permitted as an annotation key")
 		}
 	}
 	if err := checkSysctls(h); err != nil {

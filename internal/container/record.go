@@ -7,9 +7,11 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/metadb"
+	"github.com/onggi/onggi/internal/ocispec"
 )
 
 const (
@@ -41,6 +43,11 @@ type Manifest struct {
 	MediaType string
 	Digest    string
 	Size      int64
+	Platform  *ocispec.Platform
+}
+
+func (m *Manifest) descriptor() *ocispec.Descriptor {
+	return &ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.Digest(m.Digest), Size: m.Size, Platform: m.Platform}
 }
 
 // Status is how a container stands; it is written at every change of state.

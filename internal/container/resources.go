@@ -39,7 +39,7 @@ func checkResources(r *container.Resources, d Defaults) (warnings []string, err 
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return nil, invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	case r.CPUShares < 0:
-		return nil, invalid("CPU shares %d: want 0 or more", r.CPUShares)
+		return nil, invalid("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return nil, invalid("Range of blkio weight is from 10 to 1000")
 	}

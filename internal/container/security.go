@@ -136,7 +136,7 @@ func parseSecurity(opts []string) (security, error) {
 		case "writable-cgroups":
 			b, err := strconv.ParseBool(v)
 			if err != nil {
-				return s, invalid("invalid --security-opt: %q", clip(o))
+				return s, invalid("invalid --security-opt 2: %q", clip(o))
 			}
 			s.writableCgroups = b
 		case "systempaths":

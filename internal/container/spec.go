@@ -230,7 +230,9 @@ func specMounts(in specInput) (mounts []specs.Mount, rootPropagation string) {
 		mounts = append(mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(h.ShmSize, 10)}})
 	}
 	mounts = slices.DeleteFunc(mounts, func(m specs.Mount) bool {
-		return taken[m.Destination] && m.Destination != "/proc" && m.Destination != "/dev"
+		// A /dev of the user's comes with what is in it.
+		return taken[m.Destination] && m.Destination != "/proc" && m.Destination != "/dev" ||
+			taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/")
 	})
 	for _, f := range []struct{ dest, src string }{{"/etc/resolv.conf", in.ResolvFile}, {"/etc/hostname", in.HostFile}, {"/etc/hosts", in.HostsFile}} {
 		if f.src == "" || taken[f.dest] {

@@ -256,7 +256,7 @@ func TestDetachKeys(t *testing.T) {
 	if k, err := ReadDetachKeys("ctrl-a,x,ctrl-@"); err != nil || string(k) != "\x01x\x00" {
 		t.Errorf("%q %v", k, err)
 	}
-	for _, bad := range []string{"ctrl-", "ctrl-é", "ctrl-p,", "toolong", strings.Repeat("a,", 50) + "a"} {
+	for _, bad := range []string{"ctrl-", "ctrl-é", "ctrl-p,", "ctrl-A", "CTRL-a", "toolong", strings.Repeat("a,", 50) + "a"} {
 		if _, err := ReadDetachKeys(bad); err == nil {
 			t.Errorf("%q: accepted", bad)
 		}
@@ -469,5 +469,46 @@ func TestNames(t *testing.T) {
 	}
 	if len(seen) < 500 {
 		t.Errorf("only %d names", len(seen))
+	}
+}
+
+// The name of an archive's first entry and the mode of a mount are Docker's.
+func TestArchiveNames(t *testing.T) {
+	for p, want := range map[string]string{"/": "/", "/.": "./", "/./": "./", "/a/.": "./", "/a/b": "b", "/a/b/": "b", "/a/b/./": "./"} {
+		if got := archiveName(p); got != want {
+			t.Errorf("%s: %q, want %q", p, got, want)
+		}
+	}
+}
+
+func TestPropagationAtTheDataRoot(t *testing.T) {
+	for _, c := range []struct {
+		source    string
+		in, want  mount.Propagation
+		forbidden bool
+	}{
+		{source: "/srv", want: mount.PropagationRPrivate},
+		{source: "/srv", in: mount.PropagationShared, want: mount.PropagationShared},
+		{source: "/", want: mount.PropagationRSlave},
+		{source: "/var/lib/onggi", want: mount.PropagationRSlave},
+		{source: "/var/lib/onggi/volumes", in: mount.PropagationRShared, want: mount.PropagationRShared},
+		{source: "/var/lib/onggi2", in: mount.PropagationPrivate, want: mount.PropagationPrivate},
+		{source: "/var/lib", in: mount.PropagationRPrivate, forbidden: true},
+		{source: "/var/lib/onggi/volumes", in: mount.PropagationSlave, forbidden: true},
+	} {
+		m := []Mount{{Type: mount.TypeBind, Source: c.source, Propagation: c.in}}
+		if err := settlePropagation(m, "/var/lib/onggi"); (err != nil) != c.forbidden || err == nil && m[0].Propagation != c.want {
+			t.Errorf("%s %q: %q, %v", c.source, c.in, m[0].Propagation, err)
+		}
+	}
+}
+
+// A request for a /dev of the host's gets none of ours on top.
+func TestOwnDev(t *testing.T) {
+	s := specOf(t, &Config{}, &HostConfig{Binds: []string{"/dev:/dev:ro"}})
+	for _, m := range s.Mounts {
+		if strings.HasPrefix(m.Destination, "/dev/") {
+			t.Errorf("%s is mounted over it", m.Destination)
+		}
 	}
 }

@@ -14,8 +14,6 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
-	"github.com/opencontainers/go-digest"
-	ocispecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	netsvc "github.com/onggi/onggi/internal/network"
@@ -87,10 +85,13 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 		Mounts:          s.mountPoints(rec),
 		NetworkSettings: networkSettings(rec, st),
 	}
-	if len(rec.HostConfig.Links) > 0 {
-		h := *rec.HostConfig
+	h := *rec.HostConfig
+	out.HostConfig = &h
+	if len(h.Links) > 0 {
 		h.Links = s.linkNames(rec)
-		out.HostConfig = &h
+	}
+	if h.PidsLimit != nil && *h.PidsLimit < 0 {
+		h.PidsLimit = new(int64) // how Docker says "no limit"
 	}
 	out.ResolvConfPath, out.HostnamePath, out.HostsPath = s.etcFile(rec.ID, "resolv.conf"), s.etcFile(rec.ID, "hostname"), s.etcFile(rec.ID, "hosts")
 	if d, err := s.o.Snapshots.Dirs(rec.ID); err == nil {
@@ -99,7 +100,7 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 		}}
 	}
 	if m := rec.ImageManifest; m != nil {
-		out.ImageManifestDescriptor = &ocispecv1.Descriptor{MediaType: m.MediaType, Digest: digest.Digest(m.Digest), Size: m.Size}
+		out.ImageManifestDescriptor = m.descriptor()
 	}
 	return out
 }
@@ -275,7 +276,7 @@ func (s *Service) summary(rec *Record, st Status, health *container.HealthSummar
 	sum.HostConfig.NetworkMode = string(rec.HostConfig.NetworkMode)
 	sum.HostConfig.Annotations = rec.HostConfig.Annotations
 	if m := rec.ImageManifest; m != nil {
-		sum.ImageManifestDescriptor = &ocispecv1.Descriptor{MediaType: m.MediaType, Digest: digest.Digest(m.Digest), Size: m.Size}
+		sum.ImageManifestDescriptor = m.descriptor()
 	}
 	return sum
 }

@@ -147,7 +147,9 @@ func TestRefusals(t *testing.T) {
 		"method":            {"PATCH /v1.50/containers/json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "not allowed"},
 		"empty body":        {post(create, "application/json", ""), 400, "EOF"},
 		"cut body":          {post(create, "application/json", `{"Image":"a`), 400, "invalid JSON"},
-		"two values":        {post(create, "application/json", `{} {}`), 400, "invalid JSON"},
+		"two values":        {post(create, "application/json", `{} {}`), 400, "unexpected content after JSON"},
+		"no config":         {post(create, "application/json", `{}`), 400, "config cannot be empty"},
+		"checkpoint":        {post("/v1.50/containers/abc/start?checkpoint=../x", "", ""), 400, "invalid checkpoint ID"},
 		"an array":          {post(create, "application/json", `[]`), 400, "invalid JSON"},
 		"wrong type":        {post(create, "application/json", `{"Image":5}`), 400, "Image"},
 		"wrong type deep":   {post(create, "application/json", `{"Image":"a","HostConfig":{"Memory":"lots"}}`), 400, "Memory"},
@@ -162,7 +164,11 @@ func TestRefusals(t *testing.T) {
 		"swarm":             {get("/v1.50/services"), 503, "not a swarm manager"},
 		"events since":      {get("/v1.50/events?since=5&until=1"), 400, "cannot be after"},
 		"events filter":     {get("/v1.50/events?filters={%22bogus%22:[%22x%22]}"), 400, "invalid filter"},
-		"resize":            {post("/v1.50/containers/abc/resize?h=x", "application/json", ""), 400, "h="},
+		"resize":            {post("/v1.50/containers/abc/resize?h=x&w=1", "application/json", ""), 400, `invalid resize height "x": invalid syntax`},
+		"resize nothing":    {post("/v1.50/containers/abc/resize?h=1", "application/json", ""), 400, `invalid resize width "": invalid syntax`},
+		"resize negative":   {post("/v1.50/exec/abc/resize?h=1&w=-1", "application/json", ""), 400, `invalid resize width "-1": value out of range`},
+		"resize too far":    {post("/v1.50/exec/abc/resize?h=4294967296&w=1", "application/json", ""), 400, "value out of range"},
+		"two networks":      {post("/v1.43/containers/create", "application/json", `{"Image":"a","NetworkingConfig":{"EndpointsConfig":{"a":{},"b":{}}}}`), 400, "multiple network endpoints: a, b"},
 		"build without one": {post("/v1.50/build", "application/x-tar", ""), 501, "cannot build"},
 	} {
 		status, body := s.raw(t, c.request)

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"io"
@@ -52,14 +53,17 @@ func putFilter(f map[string][]string, k, v string) map[string][]string {
 
 // createBody is the body of a create, with what older clients put elsewhere.
 type createBody struct {
-	containertypes.Config
-	HostConfig       *containertypes.HostConfig
-	NetworkingConfig *networktypes.NetworkingConfig
-	MacAddress       string // before 1.44
+	*containertypes.Config // nil = the request has none of its fields
+	HostConfig             *containertypes.HostConfig
+	NetworkingConfig       *networktypes.NetworkingConfig
+	MacAddress             string // before 1.44
 }
 
 func (b *createBody) request(name, platform string) (container.CreateRequest, error) {
-	q := container.CreateRequest{Name: name, Platform: platform, Config: &b.Config, HostConfig: b.HostConfig}
+	q := container.CreateRequest{Name: name, Platform: platform, Config: b.Config, HostConfig: b.HostConfig}
+	if b.Config == nil {
+		return q, invalid("config cannot be empty in order to create a container")
+	}
 	if q.HostConfig == nil {
 		q.HostConfig = &containertypes.HostConfig{}
 	}
@@ -97,11 +101,11 @@ func (s *Server) containerCreate(c *call) error {
 	if err := c.decode(&b); err != nil {
 		return err
 	}
-	if c.version < 42 && b.HostConfig != nil && b.HostConfig.PidsLimit != nil && *b.HostConfig.PidsLimit <= 0 {
-		b.HostConfig.PidsLimit = nil
-	}
 	q, err := b.request(c.query("name"), c.query("platform"))
 	if err != nil {
+		return err
+	}
+	if err := compatCreate(&q, c.version, s.o.Engine.CgroupVersion == "2"); err != nil {
 		return err
 	}
 	id, warnings, err := s.o.Containers.Create(c.ctx(), q)
@@ -147,7 +151,10 @@ func (s *Server) containerStart(c *call) error {
 	if c.r.ContentLength > 2 {
 		return invalid("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
 	}
-	if c.query("checkpoint") != "" {
+	if id := c.query("checkpoint"); id != "" {
+		if !container.ValidName(id) {
+			return invalid("invalid checkpoint ID %.50q, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", id)
+		}
 		return s.noCheckpoints(c)
 	}
 	if err := s.o.Containers.Start(c.ctx(), c.path["id"], container.StartOptions{}); err != nil {
@@ -177,7 +184,8 @@ func (s *Server) containerStop(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.o.Containers.Stop(c.ctx(), c.path["id"], o); err != nil {
+	// A client that goes away leaves the container stopping.
+	if err := s.o.Containers.Stop(context.WithoutCancel(c.ctx()), c.path["id"], o); err != nil {
 		return err
 	}
 	return c.done(http.StatusNoContent)
@@ -188,7 +196,7 @@ func (s *Server) containerRestart(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.o.Containers.Restart(c.ctx(), c.path["id"], o); err != nil {
+	if err := s.o.Containers.Restart(context.WithoutCancel(c.ctx()), c.path["id"], o); err != nil {
 		return err
 	}
 	return c.done(http.StatusNoContent)
@@ -498,13 +506,12 @@ func (s *Server) execStart(c *call) error {
 		}
 		return c.done(http.StatusOK)
 	}
-	v, err := s.o.Containers.ExecInspect(id)
-	if err != nil {
-		return err
+	if c.version < 42 || !q.Tty {
+		q.ConsoleSize = nil
 	}
 	return s.o.Containers.ExecStart(c.ctx(), id, q, func() (container.Stream, error) {
-		conn, in, err := c.hijack(c.streamType(v.ProcessConfig.Tty))
-		return container.Stream{Conn: conn, Input: in}, err
+		conn, in, err := c.hijack(c.streamType(q.Tty))
+		return container.Stream{Conn: conn, Input: in, Mux: !q.Tty}, err
 	})
 }
 

@@ -49,9 +49,12 @@ func decodeBody(r io.Reader, v any) error {
 		return errdefs.New(errdefs.Invalid, "", "request body", err)
 	}
 	if len(strings.TrimSpace(string(raw))) == 0 {
-		return errdefs.Newf(errdefs.Invalid, "", "", "invalid JSON: got EOF while reading request body%w", silent{io.EOF})
+		return errdefs.Newf(errdefs.Invalid, "", "", "invalid JSON: EOF while reading the request body%w", silent{io.EOF})
 	}
 	if err := checkDepth(raw); err != nil {
+		return err
+	}
+	if err := oneValue(raw); err != nil {
 		return err
 	}
 	err = json.Unmarshal(raw, v)
@@ -66,6 +69,16 @@ func decodeBody(r io.Reader, v any) error {
 	}
 	if err != nil {
 		return invalid("invalid JSON: %v", err)
+	}
+	return nil
+}
+
+// oneValue refuses what follows the JSON value.
+func oneValue(raw []byte) error {
+	dec := json.NewDecoder(newBytes(raw))
+	var v json.RawMessage
+	if dec.Decode(&v) == nil && len(strings.TrimSpace(string(raw[dec.InputOffset():]))) > 0 {
+		return invalid("unexpected content after JSON")
 	}
 	return nil
 }
@@ -154,12 +167,24 @@ func (c *call) number(key string, def, lo, hi int64) (int64, error) {
 
 // size reads h and w of a terminal.
 func (c *call) size() (h, w uint16, err error) {
-	hn, err := c.number("h", 0, 0, math.MaxUint16)
-	if err != nil {
-		return 0, 0, err
+	for _, d := range []struct {
+		key, what string
+		to        *uint16
+	}{{"h", "height", &h}, {"w", "width", &w}} {
+		v := c.query(d.key)
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err == nil && (n < 0 || n > math.MaxUint32) {
+			err = strconv.ErrRange
+		}
+		if ne, ok := errors.AsType[*strconv.NumError](err); ok {
+			err = ne.Err
+		}
+		if err != nil {
+			return 0, 0, invalid("invalid resize %s %q: %w", d.what, v, err)
+		}
+		*d.to = uint16(min(n, math.MaxUint16)) // the kernel's limit
 	}
-	wn, err := c.number("w", 0, 0, math.MaxUint16)
-	return uint16(hn), uint16(wn), err
+	return h, w, nil
 }
 
 const (

@@ -143,7 +143,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 		r.Driver = "local"
 	}
 	if r.Driver != "local" {
-		return Volume{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "there is no volume driver %q: plugins are not supported", r.Driver)
+		return Volume{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "plugin %q not found: there is no volume driver but local", r.Driver)
 	}
 	labels := maps.Clone(r.Labels)
 	if r.Name == "" {
