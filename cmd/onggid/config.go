@@ -34,6 +34,8 @@ type config struct {
 
 	insecure, mirrors []string
 
+	bridge                                 string
+	networkOpts                            map[string]map[string]string // by driver
 	bridgeName, bip, fixedCIDR, fixedCIDR6 string
 	pools                                  []pool
 	mtu                                    int
@@ -103,6 +105,8 @@ func settings(c *config) []setting {
 		{flag: "insecure-registry", key: "insecure-registries", usage: "registry, or range of addresses, that may be spoken to without TLS", to: &c.insecure},
 		{flag: "registry-mirror", key: "registry-mirrors", usage: "mirror of Docker Hub", to: &c.mirrors},
 
+		{flag: "bridge", short: "b", key: "bridge", usage: "bridge of the host for the default network; none: no default network", to: &c.bridge},
+		{flag: "default-network-opt", key: "default-network-opts", usage: "default option of new networks: bridge=KEY=VALUE", to: &c.networkOpts},
 		{flag: "bridge-name", key: "bridge-name", usage: "device of the default network", to: &c.bridgeName},
 		{flag: "bip", key: "bip", usage: "address of the default network's bridge, as 172.20.0.1/16", to: &c.bip},
 		{flag: "default-address-pool", key: "default-address-pools", usage: "pool for networks: base=10.10.0.0/16,size=24", to: &c.pools},
@@ -171,7 +175,6 @@ func settings(c *config) []setting {
 		{flag: "authorization-plugin", key: "authorization-plugins", refuse: "plugins are not supported"},
 		{flag: "metrics-addr", key: "metrics-addr", refuse: "metrics are not served yet"},
 		{flag: "add-runtime", key: "runtimes", refuse: "other runtimes are not supported yet; containers run with the engine's own"},
-		{flag: "bridge", short: "b", key: "bridge", refuse: "use --bridge-name for the device of the default network"},
 		{flag: "bridge-accept-fwmark", key: "bridge-accept-fwmark", refuse: "not supported"},
 		{flag: "swarm-default-advertise-addr", key: "swarm-default-advertise-addr", refuse: "there is no swarm mode yet"},
 		{flag: "node-generic-resource", key: "node-generic-resources", refuse: "there is no swarm mode yet"},
@@ -180,7 +183,6 @@ func settings(c *config) []setting {
 		{flag: "cpu-rt-runtime", key: "cpu-rt-runtime", refuse: "not supported"},
 		{flag: "default-gateway", key: "default-gateway", refuse: "the gateway of the default network is its bridge; see --bip"},
 		{flag: "default-gateway-v6", key: "default-gateway-v6", refuse: "the gateway of the default network is its bridge"},
-		{flag: "default-network-opt", key: "default-network-opts", refuse: "give options when a network is created"},
 		{flag: "host-gateway-ip", key: "host-gateway-ips", refuse: "host-gateway is the gateway of the container's network"},
 		{flag: "http-proxy", key: "http-proxy", note: "set HTTP_PROXY for the engine", to: new(string)},
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
@@ -328,6 +330,19 @@ func assign(to any, v string) (err error) {
 			return errors.New("want key=value")
 		}
 		(*t)[k] = val
+	case *map[string]map[string]string:
+		driver, opt, _ := strings.Cut(v, "=")
+		k, val, ok := strings.Cut(opt, "=")
+		if !ok {
+			return errors.New("want driver=key=value")
+		}
+		if *t == nil {
+			*t = map[string]map[string]string{}
+		}
+		if (*t)[driver] == nil {
+			(*t)[driver] = map[string]string{}
+		}
+		(*t)[driver][k] = val
 	case *[]pool:
 		var p pool
 		for part := range strings.SplitSeq(v, ",") {

@@ -72,7 +72,7 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	if err != nil {
 		return s, err
 	}
-	if s.networks, err = network.Open(ctx, networkOptions(c, s.db, part("network"))); err != nil {
+	if s.networks, err = network.Open(ctx, networkOptions(c, s.db, bus, part("network"))); err != nil {
 		return s, err
 	}
 	if s.volumes, err = volume.Open(filepath.Join(c.dataRoot, "volumes"), s.db); err != nil {
@@ -130,10 +130,18 @@ func (s *services) close(log *slog.Logger) {
 	}
 }
 
-func networkOptions(c *config, db *metadb.DB, log *slog.Logger) network.Options {
+func networkOptions(c *config, db *metadb.DB, bus *events.Bus, log *slog.Logger) network.Options {
 	o := network.Options{
 		DB: db, ExecRoot: c.execRoot, BridgeName: c.bridgeName, BIP: c.bip, FixedCIDR: c.fixedCIDR, FixedCIDR6: c.fixedCIDR6, MTU: c.mtu, IPv6: c.ipv6, NoICC: !c.icc,
 		DNS: c.dns, DNSSearch: c.dnsSearch, DNSOptions: c.dnsOptions, PublishIP: c.publishIP, Logger: log, Ending: c.cleanup,
+		Events: bus, Defaults: c.networkOpts,
+	}
+	switch c.bridge {
+	case "":
+	case "none":
+		o.NoBridge = true
+	default:
+		o.BridgeName, o.HostBridge = c.bridge, true
 	}
 	for _, p := range c.pools {
 		o.Pools = append(o.Pools, network.AddressPool{Base: p.Base, Size: p.Size})

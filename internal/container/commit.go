@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/network"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/image"
@@ -205,85 +204,4 @@ func splitSeconds(v string) (sec, nsec int64, ok bool) {
 	}
 	nsec, ok = parse(frac[:9])
 	return sec, nsec, ok && nsec >= 0
-}
-
-// Connect joins a container to a network: now if it runs, else at its start.
-func (s *Service) Connect(ctx context.Context, ref, networkName string, ep *network.EndpointSettings) error {
-	c, err := s.find("connect", ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	rec, st := c.view()
-	mode := rec.HostConfig.NetworkMode
-	if mode.IsHost() || mode.IsContainer() {
-		return errdefs.Newf(errdefs.Conflict, "", "", "cannot connect container to a network: its network mode is %s", mode.NetworkName())
-	}
-	if _, ok := rec.Networks[networkName]; ok {
-		return errdefs.Newf(errdefs.Conflict, "", "", "endpoint with name %s already exists in network %s", rec.Name, networkName)
-	}
-	if ep == nil {
-		ep = &network.EndpointSettings{}
-	}
-	if st.State.HasProcess() {
-		q := endpointRequest(networkName, ep, rec)
-		if q.Links, err = s.linkIDs(rec, ep.Links); err != nil {
-			return err
-		}
-		e, err := s.o.Networks.Connect(ctx, c.id, q)
-		if err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.st.Sandbox.Endpoints = append(slices.Clone(c.st.Sandbox.Endpoints), endpointStatus(e))
-		c.mu.Unlock()
-		if err := s.save(c); err != nil {
-			return err
-		}
-	}
-	r := *rec
-	r.Networks = maps.Clone(rec.Networks)
-	if r.Networks == nil {
-		r.Networks = map[string]*network.EndpointSettings{}
-	}
-	r.Networks[networkName] = ep.Copy()
-	return s.replaceRecord(c, &r)
-}
-
-// Disconnect takes a container off a network. id is the network's ID.
-func (s *Service) Disconnect(ctx context.Context, ref, networkName, id string, force bool) error {
-	c, err := s.find("disconnect", ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	rec, st := c.view()
-	_, asked := rec.Networks[networkName]
-	at := slices.IndexFunc(st.Sandbox.Endpoints, func(e EndpointStatus) bool { return e.NetworkID == id || e.NetworkName == networkName })
-	if !asked && at < 0 {
-		return errdefs.Newf(errdefs.Forbidden, "", "", "container %s is not connected to network %s", c.id, networkName)
-	}
-	if st.State.HasProcess() && at >= 0 {
-		if err := s.o.Networks.Disconnect(ctx, c.id, networkName, force); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.st.Sandbox.Endpoints = slices.Delete(slices.Clone(c.st.Sandbox.Endpoints), at, at+1)
-		c.mu.Unlock()
-		if err := s.save(c); err != nil {
-			return err
-		}
-	}
-	r := *rec
-	r.Networks = maps.Clone(rec.Networks)
-	delete(r.Networks, networkName)
-	return s.replaceRecord(c, &r)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -219,7 +220,10 @@ func (s *Service) resolveModes(h *HostConfig) error {
 		if err != nil {
 			return err
 		}
-		h.Links[i] = c.id + ":" + cmpOr(alias, strings.TrimPrefix(name, "/"))
+		if other, _ := c.view(); other.HostConfig.NetworkMode.IsHost() {
+			return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+		}
+		h.Links[i] = c.id + ":" + path.Base(cmpOr(alias, name)) // inspect writes both as paths
 	}
 	return nil
 }

@@ -295,7 +295,7 @@ func (s *Service) execProcess(c *Container, rec *Record, r *run, q *container.Ex
 	base := *rec.Config
 	base.Tty = q.Tty
 	base.Env = append(slices.Clone(rec.Config.Env), q.Env...)
-	p.Env = environment(&base, r.spec.Hostname, user.Home)
+	p.Env = environment(&base, r.spec.Hostname, user.Home, r.linkEnv)
 	if q.WorkingDir != "" {
 		p.Cwd = q.WorkingDir
 	}

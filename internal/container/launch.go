@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	containertypes "github.com/moby/moby/api/types/container"
+	netapi "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -38,6 +39,7 @@ type run struct {
 	started  *monitor.Started
 	group    *cgroup.Group
 	spec     *specs.Spec
+	linkEnv  []string
 	user     identity
 	volumes  []string      // mounted for us
 	network  bool          // the network service holds something
@@ -53,6 +55,9 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	r := &run{ended: make(chan struct{}), shm: rec.HostConfig.IpcMode.IsShareable()}
 	in := specInput{ID: rec.ID, Config: rec.Config, Host: rec.HostConfig, KnownCaps: s.caps, MaxFiles: s.maxFiles, Defaults: s.o.Defaults, Hostname: s.hostname(rec)}
 	if err := s.prepareSpec(&in, rec); err != nil {
+		return nil, st, err
+	}
+	if in.LinkEnv, err = s.linkEnvironment(rec); err != nil {
 		return nil, st, err
 	}
 
@@ -83,7 +88,7 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 		return nil, st, firstError(rootErr, netErr, groupErr)
 	}
 
-	r.spec, r.user = buildSpec(in), in.User
+	r.spec, r.user, r.linkEnv = buildSpec(in), in.User, in.LinkEnv
 	for i, m := range r.spec.Mounts {
 		for _, sm := range in.Mounts {
 			if sm.FD != nil && sm.Destination == m.Destination {
@@ -114,6 +119,7 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 		a.handed()
 	}
 	r.attached = attach
+	s.tellLinked(rec.ID)
 	u.Disarm()
 	return r, st, nil
 }
@@ -323,22 +329,27 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 		}
 		resolv, _ := os.ReadFile("/etc/resolv.conf")
 		resolv = resolvConf(resolv, h)
-		err = s.writeEtc(in, dir, hosts, resolv)
-		st.Endpoints = []EndpointStatus{{NetworkName: "host"}}
-		return nil, st, err
+		r.network = true
+		box, err := s.o.Networks.Attach(ctx, network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: in.Hostname, Endpoints: []network.EndpointRequest{{Network: netapi.NetworkHost}}})
+		if err != nil {
+			return nil, st, err
+		}
+		return nil, sandboxStatus(box), s.writeEtc(in, dir, hosts, resolv)
 	}
 	if netns, err = linux.NewNetNS(); err != nil {
 		return nil, st, err
 	}
 	q := sandboxRequest(rec, in.Hostname)
-	if err = s.setLinks(q.Endpoints, rec); err != nil {
-		return netns, st, err
-	}
 	q.NetNS = netns
 	r.network = true
 	box, err := s.o.Networks.Attach(ctx, q)
 	if err != nil {
 		return netns, st, err
+	}
+	if c, err := s.find("start", rec.ID); err == nil {
+		c.mu.Lock()
+		c.etc = map[string][]byte{"hosts": box.Hosts, "resolv.conf": box.ResolvConf}
+		c.mu.Unlock()
 	}
 	return netns, sandboxStatus(box), s.writeEtc(in, dir, box.Hosts, box.ResolvConf)
 }
@@ -408,7 +419,7 @@ func resolvConf(host []byte, h *HostConfig) []byte {
 
 func sandboxRequest(rec *Record, hostname string) network.SandboxRequest {
 	h := rec.HostConfig
-	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: h.ExtraHosts}
+	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: h.ExtraHosts, Links: linksOf(rec)}
 	for _, d := range h.DNS {
 		q.DNS = append(q.DNS, d.String())
 	}

@@ -779,8 +779,14 @@ func (s *Service) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	s.releaseName(old.Name, c.id)
-	if err := s.o.Networks.Rename(c.id, name); err != nil {
-		s.log.Error("the container's new name is not known to its networks", "container", c.id, "error", err)
+	s.expectEtc(c)
+	if box, err := s.o.Networks.Rename(ctx, c.id, name); err != nil {
+		s.log.Warn("the name servers know a container by its old name", "container", c.id, "error", err)
+	} else if len(box.Endpoints) > 0 {
+		if err := s.changedNetwork(c, box); err != nil {
+			return err
+		}
+		s.tellLinked(c.id)
 	}
 	s.emit(c, "rename", map[string]string{"oldName": "/" + old.Name})
 	return nil

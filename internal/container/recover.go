@@ -89,12 +89,13 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 			root.Close()
 		}
 	}
-	run.spec, run.user = buildSpec(in), in.User
+	in.LinkEnv, _ = s.linkEnvironment(rec)
+	run.spec, run.user, run.linkEnv = buildSpec(in), in.User, in.LinkEnv
 	g, err := cgroup.Open(in.CgroupsPath, s.o.CgroupOptions)
 	if err == nil {
 		run.group = g
 	}
-	run.network = !rec.HostConfig.NetworkMode.IsHost() && !rec.HostConfig.NetworkMode.IsContainer()
+	run.network = !rec.HostConfig.NetworkMode.IsContainer()
 	c.mu.Lock()
 	c.run = run
 	if !c.st.State.HasProcess() { // the engine was killed between start and record
@@ -113,6 +114,9 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 		return nil
 	}
 	q := sandboxRequest(rec, in.Hostname)
+	if rec.HostConfig.NetworkMode.IsHost() {
+		return &q
+	}
 	if f, err := os.Open("/proc/" + strconv.Itoa(r.PID) + "/ns/net"); err == nil {
 		q.NetNS = f
 	}

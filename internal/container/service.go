@@ -43,9 +43,11 @@ type Networks interface {
 	Attach(ctx context.Context, r network.SandboxRequest) (network.Sandbox, error)
 	Release(ctx context.Context, containerID string) error
 	Restore(ctx context.Context, running []network.SandboxRequest) error
-	Connect(ctx context.Context, containerID string, e network.EndpointRequest) (network.Endpoint, error)
-	Disconnect(ctx context.Context, containerID, nameOrID string, force bool) error
-	Rename(containerID, name string) error
+	Connect(ctx context.Context, containerID string, e network.EndpointRequest) (network.Sandbox, error)
+	Disconnect(ctx context.Context, containerID, nameOrID string, force bool) (network.Sandbox, error)
+	Rename(ctx context.Context, containerID, name string) (network.Sandbox, error)
+	SetLinks(ctx context.Context, containerID string, links []network.Link) (network.Sandbox, error)
+	Sandbox(containerID string) (network.Sandbox, bool)
 }
 
 // Volumes is what this package needs of the volume service.
@@ -117,8 +119,9 @@ type Container struct {
 	health  *healthState  // guarded by mu
 	timer   *time.Timer   // the restart that is armed; guarded by mu
 	early   *monitor.Event
-	exits   uint64        // how often it ended; guarded by mu
-	changed chan struct{} // closed and replaced at every change; guarded by mu
+	exits   uint64            // how often it ended; guarded by mu
+	changed chan struct{}     // closed and replaced at every change; guarded by mu
+	etc     map[string][]byte // what we wrote to files of /etc; guarded by mu, what it holds by token
 	execs   map[string]*Exec
 }
 

@@ -27,6 +27,7 @@ type specInput struct {
 	User   identity
 	Mounts []sourcedMount
 
+	LinkEnv    []string
 	Hostname   string // as the container sees it
 	HostsFile  string // host paths of the files that the engine writes; "" = none
 	HostFile   string
@@ -67,7 +68,7 @@ func buildSpec(in specInput) *specs.Spec {
 		Process: &specs.Process{
 			Terminal:        c.Tty,
 			Args:            commandLine(c),
-			Env:             environment(c, in.Hostname, in.User.Home),
+			Env:             environment(c, in.Hostname, in.User.Home, in.LinkEnv),
 			Cwd:             cmp.Or(c.WorkingDir, "/"),
 			User:            specs.User{UID: in.User.UID, GID: in.User.GID, AdditionalGids: in.User.Groups, Umask: h.Umask},
 			Capabilities:    capabilitySets(caps),
@@ -112,7 +113,7 @@ func commandLine(c *Config) []string {
 	return append(slices.Clone(c.Entrypoint), c.Cmd...)
 }
 
-func environment(c *Config, hostname, home string) []string {
+func environment(c *Config, hostname, home string, links []string) []string {
 	env := []string{"PATH=" + defaultPath}
 	if hostname != "" {
 		env = append(env, "HOSTNAME="+hostname)
@@ -120,6 +121,7 @@ func environment(c *Config, hostname, home string) []string {
 	if c.Tty {
 		env = append(env, "TERM=xterm")
 	}
+	env = append(env, links...)
 	for _, e := range c.Env {
 		if strings.Contains(e, "=") { // a bare name means "not set"
 			env = append(env, e)

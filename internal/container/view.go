@@ -184,6 +184,10 @@ func endpointRequest(name string, ep *network.EndpointSettings, rec *Record) net
 	if ip := ep.IPAMConfig; ip != nil {
 		e.IPv4, e.IPv6, e.LinkLocal = ip.IPv4Address, ip.IPv6Address, ip.LinkLocalIPs
 	}
+	for _, l := range ep.Links {
+		target, alias, _ := strings.Cut(l, ":")
+		e.Links = append(e.Links, netsvc.Link{Target: strings.TrimPrefix(target, "/"), Alias: cmpOr(alias, target)})
+	}
 	if !slices.Contains(e.Aliases, rec.ID[:12]) {
 		e.Aliases = append(e.Aliases, rec.ID[:12])
 	}

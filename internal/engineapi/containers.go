@@ -247,7 +247,10 @@ func (s *Server) containerUpdate(c *call) error {
 
 func (s *Server) containerRemove(c *call) error {
 	if c.boolean("link") {
-		return errdefs.Newf(errdefs.Unsupported, "", "", "removing a link of a container: legacy links are not supported")
+		if err := s.o.Containers.Unlink(c.ctx(), c.path["id"]); err != nil {
+			return err
+		}
+		return c.done(http.StatusNoContent)
 	}
 	if err := s.o.Containers.Remove(c.ctx(), c.path["id"], container.RemoveOptions{Force: c.boolean("force"), Volumes: c.boolean("v")}); err != nil {
 		return err

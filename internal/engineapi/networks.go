@@ -29,8 +29,7 @@ func (s *Server) networkList(c *call) error {
 	out := []any{}
 	for _, n := range list {
 		if len(dangling) > 0 {
-			predefined := slices.Contains([]string{"bridge", "host", "none"}, n.Name)
-			if truth(dangling[0]) != (len(used[n.ID]) == 0 && !predefined) {
+			if truth(dangling[0]) != (len(used[n.ID]) == 0 && !predefined(n.Name)) {
 				continue
 			}
 		}
@@ -44,6 +43,8 @@ func (s *Server) networkList(c *call) error {
 	return c.json(http.StatusOK, out)
 }
 
+func predefined(name string) bool { return slices.Contains([]string{"bridge", "host", "none"}, name) }
+
 // withEmptyContainers keeps a field that clients of lists still decode.
 type withEmptyContainers struct {
 	networktypes.Summary
@@ -54,6 +55,7 @@ func networkSummary(n network.Network) networktypes.Summary {
 	v := networktypes.Network{
 		Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver, EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6,
 		Internal: n.Internal, Attachable: n.Attachable, Options: n.Options, Labels: n.Labels,
+		ConfigOnly: n.ConfigOnly, ConfigFrom: networktypes.ConfigReference{Network: n.ConfigFrom},
 		IPAM: networktypes.IPAM{Driver: "default", Options: n.IPAMOptions, Config: []networktypes.IPAMConfig{}},
 	}
 	for _, p := range n.IPAM {
@@ -86,7 +88,18 @@ func (s *Server) networkInspect(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, networkInspect(n, s.o.Containers.Endpoints()[n.ID]))
+	v := networkInspect(n, s.o.Containers.Endpoints()[n.ID])
+	if c.version >= 52 {
+		subnets, err := s.o.Networks.Status(n.ID)
+		if err != nil {
+			return err
+		}
+		v.Status = &networktypes.Status{IPAM: networktypes.IPAMStatus{Subnets: networktypes.SubnetStatuses{}}}
+		for p, x := range subnets {
+			v.Status.IPAM.Subnets[p] = networktypes.SubnetStatus{IPsInUse: x.InUse, DynamicIPsAvailable: x.Available}
+		}
+	}
+	return c.json(http.StatusOK, v)
 }
 
 func (s *Server) networkCreate(c *call) error {
@@ -97,14 +110,19 @@ func (s *Server) networkCreate(c *call) error {
 	if err := c.decode(&b); err != nil {
 		return err
 	}
+	if c.version < 47 { // always on
+		b.EnableIPv4 = nil
+	}
 	q := network.CreateRequest{
 		Name: b.Name, Driver: b.Driver, EnableIPv4: b.EnableIPv4, EnableIPv6: b.EnableIPv6, Internal: b.Internal, Attachable: b.Attachable, Options: b.Options, Labels: b.Labels,
+		ConfigOnly: b.ConfigOnly,
+	}
+	if b.ConfigFrom != nil {
+		q.ConfigFrom = b.ConfigFrom.Network
 	}
 	switch {
 	case b.Ingress, b.Scope == "swarm":
 		return errdefs.Newf(errdefs.Unavailable, "", "", "This node is not a swarm manager: swarm networks need one")
-	case b.ConfigOnly, b.ConfigFrom != nil && b.ConfigFrom.Network != "":
-		return errdefs.Newf(errdefs.Unsupported, "", "", "config-only networks are not supported")
 	}
 	if b.IPAM != nil {
 		if b.IPAM.Driver != "" && b.IPAM.Driver != "default" {
@@ -127,7 +145,7 @@ func (s *Server) networkRemove(c *call) error {
 	if err != nil {
 		return err
 	}
-	if used := s.o.Containers.Endpoints()[n.ID]; len(used) > 0 {
+	if used := s.o.Containers.Endpoints()[n.ID]; len(used) > 0 && !predefined(n.Name) {
 		var names []string
 		for _, e := range used {
 			names = append(names, e.Name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
 
 	containertypes "github.com/moby/moby/api/types/container"
 	networktypes "github.com/moby/moby/api/types/network"
@@ -36,6 +37,7 @@ type containerLife interface {
 	Unpause(ctx context.Context, ref string) error
 	Rename(ctx context.Context, ref, name string) error
 	Update(ctx context.Context, ref string, u containertypes.UpdateConfig) ([]string, error)
+	Unlink(ctx context.Context, ref string) error
 	Remove(ctx context.Context, ref string, o container.RemoveOptions) error
 	Wait(ref string, cond containertypes.WaitCondition) (func(context.Context) (container.WaitResult, error), error)
 	Prune(ctx context.Context, filters map[string][]string) (containertypes.PruneReport, error)
@@ -95,6 +97,7 @@ type Networks interface {
 	Create(ctx context.Context, q network.CreateRequest) (network.Network, error)
 	Get(nameOrID string) (network.Network, error)
 	List(filters map[string][]string) ([]network.Network, error)
+	Status(nameOrID string) (map[netip.Prefix]network.SubnetStatus, error)
 	Remove(ctx context.Context, nameOrID string) error
 	Prune(ctx context.Context, filters map[string][]string) ([]string, error)
 }

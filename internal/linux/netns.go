@@ -3,6 +3,7 @@ package linux
 import (
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,12 @@ func InNetNS(ns *os.File, f func() error) error {
 // SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
 func SetNetSysctl(path, value string) error {
 	return os.WriteFile("/proc/sys/net/"+path, []byte(value), 0)
+}
+
+// NetSysctl reads /proc/sys/net/… of the calling thread's namespace.
+func NetSysctl(path string) (string, error) {
+	data, err := os.ReadFile("/proc/sys/net/" + path)
+	return strings.TrimSpace(string(data)), err
 }
 
 // OnDevice is the Control function of a net.ListenConfig whose sockets hear only

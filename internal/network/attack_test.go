@@ -40,8 +40,8 @@ func neighbour(t *testing.T) *os.File {
 	t.Cleanup(func() { netlink.RemoveLink("lan0") })
 	ns := netns(t)
 	err = netlink.Attach(ns, netlink.Endpoint{HostName: fmt.Sprintf("lan-%d", neighbours.Add(1)), Bridge: index, Name: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9},
-		Addrs:    []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("fd00:2::2/64")},
-		Gateways: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00:2::1")}}, true)
+		Addrs:  []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("fd00:2::2/64")},
+		Routes: []netlink.DefaultRoute{{Gateway: netip.MustParseAddr("192.0.2.1")}, {Gateway: netip.MustParseAddr("fd00:2::1")}}}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestNetworksAreIsolatedPairwise(t *testing.T) {
 	for i, from := range places {
 		if i == 3 { // it has no way out: let it try
 			_, gw, _ := strings.Cut("x"+from.v4[:strings.LastIndex(from.v4, ".")]+".1", "x")
-			if err := netlink.DefaultRoute(from.ns, "eth0", netip.MustParseAddr(gw)); err != nil {
+			if err := netlink.SetDefaultRoute(from.ns, "eth0", netlink.DefaultRoute{Gateway: netip.MustParseAddr(gw), Replace: true}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/netlink"
 	"github.com/onggi/onggi/internal/linux/nft"
@@ -31,12 +30,17 @@ const (
 	optionSource6   = "com.docker.network.host_ipv6"
 	optionMTU       = "com.docker.network.driver.mtu"
 	optionInterface = "com.docker.network.container_iface_prefix"
+	optionInhibit   = "com.docker.network.bridge.inhibit_ipv4"
+	optionForeign   = "com.onggi.network.bridge.foreign" // the host's own: never removed
+	optionEnable4   = "com.docker.network.enable_ipv4"
+	optionEnable6   = "com.docker.network.enable_ipv6"
 )
 
 // settings are the bridge driver's options, read.
 type settings struct {
 	mode     [2]nft.Mode // by family: IPv4, IPv6
-	isolated [2]bool     // the host has no address on the bridge
+	isolated [2]bool     // the host has no address on the bridge, and containers no gateway
+	inhibit  bool        // the host has no IPv4 address on the bridge
 	noICC    bool
 	noMasq   bool
 	binding  [2]netip.Addr // default host address of published ports
@@ -64,15 +68,18 @@ func readSettings(o map[string]string, internal bool) (s settings, err error) {
 			family = 1
 		}
 		switch k {
-		case optionICC, optionMasq:
+		case optionICC, optionMasq, optionInhibit:
 			on, err := strconv.ParseBool(v)
 			if err != nil {
 				return s, fail(k, "true or false")
 			}
-			if k == optionICC {
+			switch k {
+			case optionICC:
 				s.noICC = !on
-			} else {
+			case optionMasq:
 				s.noMasq = !on
+			default:
+				s.inhibit = on
 			}
 		case optionMode4, optionMode6:
 			switch v {
@@ -121,6 +128,7 @@ func readSettings(o map[string]string, internal bool) (s settings, err error) {
 			}
 		}
 	}
+	s.isolated[0] = s.isolated[0] || s.inhibit && internal
 	return s, nil
 }
 
@@ -153,15 +161,37 @@ func (n *Network) mtu(otherwise int) int {
 func (n *Network) hostAddrs() (out []netip.Prefix) {
 	s := n.settings()
 	for _, p := range n.IPAM {
-		if !s.isolated[familyIndex(p.Gateway)] {
+		if i := familyIndex(p.Subnet.Addr()); !s.isolated[i] && !(i == 0 && s.inhibit) {
 			out = append(out, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
 		}
 	}
 	return out
 }
 
-// up makes the bridge and its name server.
+// up makes what a network is in the kernel.
 func (s *Service) up(n *live) error {
+	switch {
+	case n.Driver == "bridge":
+		return s.upBridge(n)
+	case n.shares():
+		return s.upShare(n)
+	}
+	return nil
+}
+
+// down removes it.
+func (s *Service) down(n *live) error {
+	switch {
+	case n.Driver == "bridge":
+		return n.downBridge()
+	case n.shares():
+		return s.downShare(n)
+	}
+	return nil
+}
+
+// upBridge makes the bridge and its name server.
+func (s *Service) upBridge(n *live) error {
 	addrs := n.hostAddrs()
 	index, err := netlink.EnsureBridge(netlink.Bridge{Name: n.bridge(), Gateways: addrs, MTU: n.mtu(s.o.MTU)})
 	if err != nil {
@@ -171,11 +201,7 @@ func (s *Service) up(n *live) error {
 		netlink.FilterBridge(n.bridge())
 	}
 	s.forwarding(n)
-	ns := &nameServer{log: s.log.With("network", n.Name)}
-	id := n.ID
-	ns.lookup = func(client netip.Addr, name string) []netip.Addr { return s.lookup(id, client, name) }
-	ns.reverse = func(a netip.Addr) string { return s.reverse(id, a) }
-	ns.upstream = func(client netip.Addr) []string { return s.upstream(n, client) }
+	ns := s.bridgeNames(n)
 	bound := ns.start(n.bridge(), addrs)
 	s.mu.Lock()
 	n.index, n.dns, n.bound = index, ns, bound
@@ -192,8 +218,8 @@ func (s *Service) up(n *live) error {
 	return err
 }
 
-// down removes the bridges.
-func (n *live) down() error {
+// downBridge removes the bridges.
+func (n *live) downBridge() error {
 	for _, prefix := range []string{"ogc", "ogs"} { // cables and segments
 		names, err := netlink.Links(prefix + n.ID[:8])
 		for _, name := range names {
@@ -202,6 +228,9 @@ func (n *live) down() error {
 		if err != nil {
 			return err
 		}
+	}
+	if n.Options[optionForeign] == "true" {
+		return nil
 	}
 	return netlink.RemoveLink(n.bridge())
 }
@@ -291,7 +320,7 @@ func (s *Service) ruleOf(n *live) nft.Network {
 	}
 	s.mu.Unlock()
 	for _, p := range n.IPAM {
-		i := familyIndex(p.Gateway)
+		i := familyIndex(p.Subnet.Addr())
 		y := nft.Subnet{Prefix: p.Subnet, Mode: o.mode[i], NoMasquerade: o.noMasq, SourceIP: o.source[i]}
 		if at := slices.IndexFunc(bound, func(b netip.AddrPort) bool { return b.Addr() == p.Gateway }); at >= 0 {
 			y.NameServer = bound[at]
@@ -357,72 +386,4 @@ func machineID() string {
 	}
 	name, _ := os.Hostname()
 	return name
-}
-
-// pools completes what was asked for to one pool per family.
-func (s *Service) pools(n *live, asked []Pool) ([]Pool, error) {
-	var ours []netip.Prefix
-	for _, x := range s.list() {
-		for _, p := range x.IPAM {
-			ours = append(ours, p.Subnet)
-		}
-	}
-	taken := slices.Clone(ours)
-	if host, err := netlink.Taken(); err == nil {
-		taken = append(taken, host...)
-	}
-	var out []Pool
-	have := [2]bool{}
-	for _, p := range asked {
-		if !p.Subnet.IsValid() {
-			if p.Gateway.IsValid() || p.IPRange.IsValid() {
-				return nil, errdefs.Newf(errdefs.Invalid, "create", object(n.Name), "a gateway or range needs a subnet")
-			}
-			continue
-		}
-		var err error
-		if p.Subnet, err = s.completeSubnet(p.Subnet, taken); err != nil {
-			return nil, err
-		}
-		if err := checkPool(p); err != nil {
-			return nil, errdefs.New(errdefs.Invalid, "create", object(n.Name), err)
-		}
-		if i := slices.IndexFunc(ours, p.Subnet.Overlaps); i >= 0 && n.Driver == "bridge" {
-			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "create", object(n.Name), "the subnet %s overlaps %s of another network (Pool overlaps with other one on this address space)", p.Subnet, ours[i]), "onggi network ls")
-		}
-		family := familyIndex(p.Subnet.Addr())
-		if family == 0 && !n.EnableIPv4 {
-			return nil, errdefs.Newf(errdefs.Invalid, "create", object(n.Name), "the subnet %s is given, but IPv4 is switched off", p.Subnet)
-		}
-		if have[family] {
-			return nil, errdefs.Newf(errdefs.Invalid, "create", object(n.Name), "%s is a second subnet of the same family: one network has one", p.Subnet)
-		}
-		have[family] = true
-		out = append(out, p)
-	}
-	for family, want := range []bool{n.EnableIPv4, n.EnableIPv6} {
-		if !want || have[family] {
-			continue
-		}
-		subnet, err := nextSubnet(s.familyPools(family == 1), taken)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, Pool{Subnet: subnet})
-	}
-	for i, p := range out {
-		if !p.Gateway.IsValid() {
-			used := map[netip.Addr]bool{}
-			for _, a := range p.AuxAddresses {
-				used[a] = true
-			}
-			gw, err := nextAddr(p.Subnet, p.Subnet, used)
-			if err != nil {
-				return nil, err
-			}
-			out[i].Gateway = gw
-		}
-	}
-	slices.SortStableFunc(out, func(a, b Pool) int { return familyIndex(a.Subnet.Addr()) - familyIndex(b.Subnet.Addr()) })
-	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -17,11 +18,12 @@ import (
 // maxInFlight bounds the questions of one network that are being forwarded.
 const maxInFlight = 1000
 
-// A nameServer answers on the gateway address of one network.
+// A nameServer answers on the gateway address of one network, or within one
+// container.
 type nameServer struct {
 	lookup   func(client netip.Addr, name string) []netip.Addr // addresses of containers
-	reverse  func(netip.Addr) string
-	upstream func(client netip.Addr) []string // servers to ask for everything else; none = refuse
+	reverse  func(client, a netip.Addr) string
+	upstream func(client netip.Addr) upstream // whom to ask for everything else
 	log      *slog.Logger
 	inFlight chan struct{}
 
@@ -34,23 +36,34 @@ type nameServer struct {
 // that port 53 is left to the host and to published ports. It returns where it
 // listens.
 func (n *nameServer) start(device string, addrs []netip.Prefix) (bound []netip.AddrPort) {
-	n.inFlight = make(chan struct{}, maxInFlight)
 	lc := net.ListenConfig{Control: linux.OnDevice(device)}
 	for _, p := range addrs {
-		pc, l, err := listenBoth(&lc, p.Addr())
+		at, err := n.serve(&lc, p.Addr())
 		if err != nil {
 			n.log.Warn("no name server on this network", "address", p.Addr(), "error", err)
 			continue
 		}
-		for _, s := range []*dns.Server{{PacketConn: pc, Handler: n}, {Listener: l, Handler: n, ReadTimeout: 10 * time.Second}} {
-			n.mu.Lock()
-			n.servers = append(n.servers, s)
-			n.mu.Unlock()
-			go s.ActivateAndServe()
-		}
-		bound = append(bound, netip.AddrPortFrom(p.Addr(), uint16(l.Addr().(*net.TCPAddr).Port)))
+		bound = append(bound, at)
 	}
 	return bound
+}
+
+// serve listens on any free port of an address.
+func (n *nameServer) serve(lc *net.ListenConfig, a netip.Addr) (netip.AddrPort, error) {
+	pc, l, err := listenBoth(lc, a)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.inFlight == nil {
+		n.inFlight = make(chan struct{}, maxInFlight)
+	}
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: n}, {Listener: l, Handler: n, ReadTimeout: 10 * time.Second}} {
+		n.servers = append(n.servers, s)
+		go s.ActivateAndServe()
+	}
+	return netip.AddrPortFrom(a, uint16(l.Addr().(*net.TCPAddr).Port)), nil
 }
 
 // listenBoth takes a port that is free for UDP and TCP.
@@ -103,7 +116,7 @@ func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
 		return
 	}
-	w.WriteMsg(n.forward(q, w.LocalAddr().Network(), n.upstream(client)))
+	w.WriteMsg(forward(q, w.LocalAddr().Network(), n.upstream(client)))
 }
 
 // local answers for containers; nil: it is not about one.
@@ -133,7 +146,7 @@ func (n *nameServer) local(client netip.Addr, q *dns.Msg) *dns.Msg {
 		if !ok {
 			return nil
 		}
-		host := n.reverse(a)
+		host := n.reverse(client, a)
 		if host == "" {
 			return nil
 		}
@@ -172,31 +185,49 @@ func reverseAddr(name string) (netip.Addr, bool) {
 	return a, err == nil
 }
 
+// An upstream is where questions go that are not about containers.
+type upstream struct {
+	servers []string // none: nobody is to hear of them
+	ns      *os.File // the namespace to ask from; nil = the host's
+}
+
 // forward asks the servers one after the other.
-func (n *nameServer) forward(q *dns.Msg, network string, servers []string) *dns.Msg {
-	if len(servers) == 0 {
-		return new(dns.Msg).SetRcode(q, dns.RcodeRefused)
-	}
+func forward(q *dns.Msg, network string, up upstream) *dns.Msg {
 	id := q.Id
 	ask := q.Copy()
 	ask.Id = dns.Id()
-	for _, s := range servers {
-		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
-		c := &dns.Client{Net: network, Timeout: 4 * time.Second}
-		if network == "udp" {
-			c.UDPSize = 4096
+	for i, server := range up.servers {
+		m, err := exchange(ask, network, server, up.ns)
+		if err != nil {
+			continue
 		}
-		m, _, err := c.ExchangeContext(ctx, ask, net.JoinHostPort(s, "53"))
-		if err == nil && m.Truncated && network == "udp" && q.IsEdns0() == nil {
-			cancel()
-			m.Id = id
-			return m // the client comes again over TCP
-		}
-		cancel()
-		if err == nil && m.Rcode != dns.RcodeServerFailure && m.Rcode != dns.RcodeRefused || err == nil && s == servers[len(servers)-1] {
+		truncated := m.Truncated && network == "udp" && q.IsEdns0() == nil // the client comes again over TCP
+		if truncated || m.Rcode != dns.RcodeServerFailure && m.Rcode != dns.RcodeRefused || i == len(up.servers)-1 {
 			m.Id = id
 			return m
 		}
 	}
 	return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+}
+
+// exchange asks one server.
+func exchange(q *dns.Msg, network, server string, ns *os.File) (m *dns.Msg, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	c := &dns.Client{Net: network, Timeout: 4 * time.Second}
+	if network == "udp" {
+		c.UDPSize = 4096
+	}
+	at := net.JoinHostPort(server, "53")
+	if ns == nil {
+		m, _, err = c.ExchangeContext(ctx, q, at)
+		return m, err
+	}
+	var conn *dns.Conn
+	if err := linux.InNetNS(ns, func() (err error) { conn, err = c.DialContext(ctx, at); return err }); err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	m, _, err = c.ExchangeWithConnContext(ctx, q, conn)
+	return m, err
 }

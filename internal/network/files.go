@@ -5,38 +5,52 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 )
 
 // hostsFile is a container's /etc/hosts. Names with spaces or line ends could
 // smuggle lines in and are left out (CVE-2026-15809 is the same class).
-func hostsFile(r SandboxRequest, eps []Endpoint, gateway netip.Addr) []byte {
+func hostsFile(r SandboxRequest, eps []Endpoint, gateways []netip.Addr, links []hostLine) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	for _, h := range r.ExtraHosts {
-		name, addr, ok := strings.Cut(h, ":")
-		if addr == "host-gateway" && gateway.IsValid() {
-			addr = gateway.String()
-		}
-		if _, err := netip.ParseAddr(addr); ok && err == nil && plainName(name) {
-			fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+	line := func(a netip.Addr, names ...string) {
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !plainName(n) })
+		if a.IsValid() && len(names) > 0 {
+			fmt.Fprintf(&b, "%s\t%s\n", a, strings.Join(names, " "))
 		}
 	}
-	names := []string{}
-	if plainName(r.Hostname) {
-		if plainName(r.Domainname) {
-			names = append(names, r.Hostname+"."+r.Domainname)
+	for _, h := range r.ExtraHosts {
+		name, addr, _ := strings.Cut(h, ":")
+		if addr == "host-gateway" {
+			for _, gw := range gateways {
+				line(gw, name)
+			}
+		} else if a, err := netip.ParseAddr(addr); err == nil {
+			line(a, name)
 		}
-		names = append(names, r.Hostname)
+	}
+	for _, l := range links {
+		line(l.addr, l.names...)
+	}
+	full := ""
+	if plainName(r.Domainname) && plainName(r.Hostname) {
+		full = r.Hostname + "." + r.Domainname
 	}
 	for _, e := range eps {
 		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
-			if p.IsValid() && len(names) > 0 {
-				fmt.Fprintf(&b, "%s\t%s\n", p.Addr(), strings.Join(names, " "))
+			if p.IsValid() {
+				line(p.Addr(), full, r.Hostname)
 			}
 		}
 	}
 	return b.Bytes()
+}
+
+// A hostLine is an address and its names.
+type hostLine struct {
+	addr  netip.Addr
+	names []string
 }
 
 func plainName(s string) bool { return s != "" && !strings.ContainsAny(s, " \t\r\n#\x00") }

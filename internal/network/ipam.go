@@ -3,7 +3,6 @@ package network
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -79,7 +78,7 @@ func nextAddr(subnet, within netip.Prefix, used map[netip.Addr]bool) (netip.Addr
 	last := broadcast(subnet)
 	a := within.Masked().Addr()
 	for n := 0; within.Contains(a) && n < 1<<20; n, a = n+1, a.Next() {
-		if a == subnet.Masked().Addr() || a == last || used[a] {
+		if a == subnet.Masked().Addr() && subnet.Bits() < a.BitLen()-1 || a == last || used[a] {
 			continue
 		}
 		return a, nil
@@ -118,19 +117,4 @@ func macFor(a netip.Addr) [6]byte {
 		copy(mac[2:], sum[:4])
 	}
 	return mac
-}
-
-func checkPool(p Pool) error {
-	switch {
-	case p.Gateway.IsValid() && !p.Subnet.Contains(p.Gateway):
-		return fmt.Errorf("the gateway %s is not in the subnet %s", p.Gateway, p.Subnet)
-	case p.IPRange.IsValid() && (!p.Subnet.Contains(p.IPRange.Addr()) || p.IPRange.Bits() < p.Subnet.Bits()):
-		return fmt.Errorf("the range %s is not in the subnet %s", p.IPRange, p.Subnet)
-	}
-	for name, a := range p.AuxAddresses {
-		if !p.Subnet.Contains(a) {
-			return fmt.Errorf("the auxiliary address %s=%s is not in the subnet %s", name, a, p.Subnet)
-		}
-	}
-	return nil
 }

@@ -3,10 +3,11 @@
 //
 // # Model
 //
-// A network is a bridge with one subnet per family, "host" or "none". A sandbox
-// is a container's network namespace with an endpoint on each of its networks.
-// Names and aliases of endpoints are answered by a DNS server on the gateway of
-// each bridge.
+// A network is a bridge with one subnet per family, an interface of the host that
+// containers share (macvlan, ipvlan), "host" or "none". A sandbox is a container's
+// network namespace with an endpoint on each of its networks. Names and aliases of
+// endpoints are answered by a DNS server on the gateway of each bridge; where the
+// host has no address on any of a container's networks, by one in its namespace.
 //
 // # On disk
 //
@@ -49,6 +50,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/linux/netlink"
 	"github.com/onggi/onggi/internal/linux/nft"
 	"github.com/onggi/onggi/internal/metadb"
@@ -64,6 +66,8 @@ type Options struct {
 	DB                         *metadb.DB
 	ExecRoot                   string // tells this engine's table from another's
 	BridgeName                 string // of the default network; "" = onggi0
+	HostBridge                 bool   // that bridge is the host's: it is used as it is
+	NoBridge                   bool   // there is no default network: who wants it gets none
 	BIP, FixedCIDR, FixedCIDR6 string
 	MTU                        int
 	IPv6, NoICC                bool
@@ -73,6 +77,8 @@ type Options struct {
 	Pools                      []AddressPool
 	ResolvConf                 string // of the host; "" = /etc/resolv.conf
 	Ending                     bool   // only Cleanup will follow: no network is made or changed
+	Events                     *events.Bus
+	Defaults                   map[string]map[string]string // options of new networks, by driver
 }
 
 // Pool is a subnet of a network.
@@ -90,6 +96,8 @@ type CreateRequest struct {
 	Internal, Attachable         bool
 	Options, Labels, IPAMOptions map[string]string
 	IPAM                         []Pool
+	ConfigOnly                   bool
+	ConfigFrom                   string // a network to take the settings of
 }
 
 // Network describes a network.
@@ -103,6 +111,9 @@ type Network struct {
 	Labels                                       map[string]string `json:"labels,omitempty"`
 	IPAMOptions                                  map[string]string `json:"ipam,omitempty"`
 	IPAM                                         []Pool            `json:"pools,omitempty"`
+	ParentMade                                   bool              `json:",omitempty"` // its parent interface is ours to remove
+	ConfigOnly                                   bool              `json:",omitempty"` // it only lends its settings to others
+	ConfigFrom                                   string            `json:",omitempty"`
 }
 
 // live is a network with what it has in the kernel.
@@ -201,11 +212,21 @@ func (s *Service) defaults(ctx context.Context) error {
 			}
 		}
 	}
-	if n := s.byName("bridge"); n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 {
+	if err := s.hostBridge(); err != nil {
+		return err
+	}
+	if n := s.byName("bridge"); s.o.NoBridge {
+		if n != nil && len(s.users(n.ID)) == 0 {
+			s.forget(n)
+			if err := s.down(n); err != nil {
+				return err
+			}
+		}
+	} else if n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 {
 		if n != nil {
 			s.forget(n)
 			if len(s.users(n.ID)) == 0 && n.bridge() != s.o.BridgeName {
-				netlink.RemoveLink(n.bridge())
+				s.down(n)
 			}
 		}
 		if err := s.makeDefault(ctx); err != nil {
@@ -217,7 +238,7 @@ func (s *Service) defaults(ctx context.Context) error {
 		s.table.Expect(s.targets(b))
 	}
 	for _, n := range s.list() {
-		if n.Driver != "bridge" || n.index != 0 {
+		if n.index != 0 {
 			continue
 		}
 		if err := s.up(n); err != nil {
@@ -237,6 +258,23 @@ func (s *Service) defaults(ctx context.Context) error {
 	return nil
 }
 
+// hostBridge takes the default network's address from a bridge of the host.
+func (s *Service) hostBridge() error {
+	if !s.o.HostBridge {
+		return nil
+	}
+	addrs, err := netlink.BridgeAddrs(s.o.BridgeName)
+	if err != nil {
+		return errdefs.WithHint(errdefs.New(errdefs.NotFound, "use", "bridge "+s.o.BridgeName, err), "ip link add "+s.o.BridgeName+" type bridge, or --bridge-name for one that the engine makes")
+	}
+	for _, a := range addrs {
+		if a.Addr().Is4() && s.o.BIP == "" {
+			s.o.BIP = a.String()
+		}
+	}
+	return nil
+}
+
 func bipMatches(n *live, bip string) bool {
 	p, err := netip.ParsePrefix(bip)
 	return err == nil && len(n.IPAM) > 0 && n.IPAM[0].Subnet == p.Masked() && n.IPAM[0].Gateway == p.Addr()
@@ -246,6 +284,9 @@ func (s *Service) makeDefault(ctx context.Context) error {
 	r := CreateRequest{Name: "bridge", Driver: "bridge", Options: map[string]string{optionName: s.o.BridgeName, optionDefault: "true"}}
 	if s.o.NoICC {
 		r.Options[optionICC] = "false"
+	}
+	if s.o.HostBridge {
+		r.Options[optionForeign] = "true"
 	}
 	r.EnableIPv6 = new(s.o.IPv6 && hasIPv6())
 	if s.o.BIP != "" {
@@ -337,22 +378,37 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) 
 	switch r.Driver {
 	case "", "default":
 		r.Driver = "bridge"
-	case "bridge":
-	case "macvlan", "ipvlan":
-		return Network{}, errdefs.Newf(errdefs.Unsupported, "create", object(r.Name), "the driver %s is not supported yet", r.Driver)
+	case "bridge", "macvlan", "ipvlan":
+	case "host", "null":
+		return Network{}, errdefs.Newf(errdefs.Forbidden, "create", object(r.Name), "only one instance of %q network is allowed", r.Driver)
 	default:
-		return Network{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "there is no network driver %q", r.Driver)
+		return Network{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "could not find plugin %s in v1 plugin registry: plugin not found (there is no network driver of that name)", r.Driver)
 	}
 	n, err := s.create(ctx, r)
 	if err != nil {
 		return Network{}, err
 	}
-	if err := s.syncRules(); err != nil {
-		s.forget(n)
-		netlink.RemoveLink(n.bridge())
-		return Network{}, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
+	if n.Driver == "bridge" {
+		if err := s.syncRules(); err != nil {
+			s.forget(n)
+			netlink.RemoveLink(n.bridge())
+			return Network{}, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
+		}
 	}
+	s.tell("create", n, "")
 	return n.Network, nil
+}
+
+// tell emits an event of a network.
+func (s *Service) tell(action events.Action, n *live, containerID string) {
+	if s.o.Events == nil {
+		return
+	}
+	attrs := map[string]string{"name": n.Name, "type": n.Driver}
+	if containerID != "" {
+		attrs["container"] = containerID
+	}
+	s.o.Events.Emit(events.Network, action, n.ID, attrs)
 }
 
 func (s *Service) create(ctx context.Context, r CreateRequest) (*live, error) {
@@ -362,7 +418,9 @@ func (s *Service) create(ctx context.Context, r CreateRequest) (*live, error) {
 	}
 	if err := s.up(n); err != nil {
 		s.forget(n)
-		netlink.RemoveLink(n.bridge())
+		if n.Driver == "bridge" {
+			netlink.RemoveLink(n.bridge())
+		}
 		return nil, errdefs.New(errdefs.Internal, "create", object(r.Name), err)
 	}
 	return n, nil
@@ -375,23 +433,54 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	if n := s.byName(r.Name); n != nil {
 		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "network with name %s already exists", r.Name)
 	}
+	if r.ConfigFrom != "" {
+		if err := s.borrow(&r); err != nil {
+			return nil, err
+		}
+	}
 	n := &live{Network: Network{Name: r.Name, ID: newID(), Driver: r.Driver, Created: time.Now().UTC(), EnableIPv4: true, Internal: r.Internal, Attachable: r.Attachable,
-		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels), IPAMOptions: maps.Clone(r.IPAMOptions)}}
-	if r.EnableIPv4 != nil {
-		n.EnableIPv4 = *r.EnableIPv4
+		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels), IPAMOptions: maps.Clone(r.IPAMOptions), ConfigOnly: r.ConfigOnly, ConfigFrom: r.ConfigFrom}}
+	n.EnableIPv6 = n.Driver == "bridge" && !n.ConfigOnly && hasIPv6()
+	if r.ConfigOnly {
+		n.Driver = "null"
 	}
-	if r.EnableIPv6 != nil {
-		n.EnableIPv6 = *r.EnableIPv6
-	} else {
-		n.EnableIPv6 = hasIPv6()
+	if r.EnableIPv6 == nil && n.Driver == "bridge" && slices.ContainsFunc(r.IPAM, func(p Pool) bool { return p.Subnet.IsValid() && p.Subnet.Addr().Is6() }) {
+		r.EnableIPv6 = new(true)
 	}
-	for _, p := range r.IPAM {
-		if p.Subnet.IsValid() && p.Subnet.Addr().Is6() {
-			n.EnableIPv6 = true
+	for _, f := range []struct {
+		asked  *bool
+		option string
+		on     *bool
+	}{{r.EnableIPv4, optionEnable4, &n.EnableIPv4}, {r.EnableIPv6, optionEnable6, &n.EnableIPv6}} {
+		given := n.Options[f.option]
+		if given == "" && f.asked == nil {
+			given = s.o.Defaults[n.Driver][f.option]
+		}
+		if given != "" {
+			on, err := strconv.ParseBool(given)
+			if err != nil {
+				return nil, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the option %s=%q: want true or false", f.option, given)
+			}
+			*f.on = on
+		}
+		if f.asked != nil {
+			*f.on = *f.asked
+		}
+	}
+	for k, v := range s.o.Defaults[n.Driver] {
+		asked := k == optionEnable4 && r.EnableIPv4 != nil || k == optionEnable6 && r.EnableIPv6 != nil
+		if _, have := n.Options[k]; !have && !asked {
+			if n.Options == nil {
+				n.Options = map[string]string{}
+			}
+			n.Options[k] = v
 		}
 	}
 	switch {
-	case !n.EnableIPv4 && !n.EnableIPv6:
+	case n.ConfigOnly:
+		n.IPAM = r.IPAM
+		return n, s.put(n)
+	case !n.EnableIPv4 && !n.EnableIPv6 && !n.shares():
 		return nil, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "IPv4 or IPv6 must be enabled")
 	case n.EnableIPv6 && !hasIPv6():
 		return nil, errdefs.WithHint(errdefs.Newf(errdefs.Unavailable, "create", object(r.Name), "IPv6 is switched off on this host"), "sysctl net.ipv6.conf.all.disable_ipv6")
@@ -399,7 +488,11 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	if _, err := readSettings(n.Options, n.Internal); err != nil {
 		return nil, errdefs.New(errdefs.Invalid, "create", object(r.Name), err)
 	}
-	if x := s.byBridge(n.bridge()); x != nil {
+	if n.shares() {
+		if err := s.checkShare(n); err != nil {
+			return nil, err
+		}
+	} else if x := s.byBridge(n.bridge()); x != nil {
 		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "the bridge %s belongs to the network %s", n.bridge(), x.Name)
 	}
 	pools, err := s.pools(n, r.IPAM)
@@ -413,16 +506,39 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	return n, nil
 }
 
+// borrow completes a request with the settings of a network that lends them.
+func (s *Service) borrow(r *CreateRequest) error {
+	from, err := s.find(r.ConfigFrom)
+	switch {
+	case err != nil:
+		return err
+	case !from.ConfigOnly:
+		return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the network %s is no configuration: it was made without --config-only", from.Name)
+	case len(r.IPAM) > 0 || len(r.Options) > 0 || r.EnableIPv6 != nil || r.Internal:
+		return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "user-specified configurations are not supported if the network depends on a configuration network")
+	}
+	r.ConfigFrom = from.Name
+	r.IPAM, r.Options, r.IPAMOptions, r.Internal = from.IPAM, from.Options, from.IPAMOptions, from.Internal
+	r.EnableIPv4, r.EnableIPv6 = new(from.EnableIPv4), nil
+	if from.EnableIPv6 {
+		r.EnableIPv6 = new(true)
+	}
+	return nil
+}
+
 // find returns a network by id, name, or the beginning of an id.
 func (s *Service) find(nameOrID string) (*live, error) {
 	if nameOrID == "default" || nameOrID == "" {
 		nameOrID = "bridge"
 	}
 	var prefix []*live
-	for _, n := range s.list() {
-		if n.ID == nameOrID || n.Name == nameOrID {
-			return n, nil
+	list := s.list()
+	for _, same := range []func(*live) bool{func(n *live) bool { return n.ID == nameOrID }, func(n *live) bool { return n.Name == nameOrID }} {
+		if i := slices.IndexFunc(list, same); i >= 0 {
+			return list[i], nil
 		}
+	}
+	for _, n := range list {
 		if strings.HasPrefix(n.ID, nameOrID) {
 			prefix = append(prefix, n)
 		}
@@ -494,7 +610,7 @@ func (s *Service) users(id string) (names []string) {
 	for _, b := range s.sandboxes {
 		for _, e := range b.Endpoints {
 			if e.NetworkID == id {
-				names = append(names, b.Name)
+				names = append(names, b.Request.Name)
 			}
 		}
 	}
@@ -514,13 +630,19 @@ func (s *Service) Remove(ctx context.Context, nameOrID string) error {
 	if users := s.users(n.ID); len(users) > 0 {
 		return errdefs.WithHint(errdefs.Newf(errdefs.Forbidden, "remove", object(n.Name), "network %s has active endpoints: %s", n.Name, strings.Join(users, ", ")), "onggi network disconnect, or onggi rm -f the containers")
 	}
-	s.forget(n)
-	if err := s.syncRules(); err != nil {
-		s.log.Error("rules not updated", "error", err)
+	if i := slices.IndexFunc(s.list(), func(x *live) bool { return n.ConfigOnly && x.ConfigFrom == n.Name }); i >= 0 {
+		return errdefs.Newf(errdefs.Forbidden, "remove", object(n.Name), "configuration network %q is in use by the network %s", n.Name, s.list()[i].Name)
 	}
-	if err := n.down(); err != nil {
+	s.forget(n)
+	if n.Driver == "bridge" {
+		if err := s.syncRules(); err != nil {
+			s.log.Error("rules not updated", "error", err)
+		}
+	}
+	if err := s.down(n); err != nil {
 		return errdefs.New(errdefs.Internal, "remove", object(n.Name), err)
 	}
+	s.tell("destroy", n, "")
 	return nil
 }
 
@@ -539,7 +661,7 @@ func (s *Service) Prune(ctx context.Context, filters map[string][]string) (names
 		}
 	}
 	for _, n := range s.list() {
-		if n.Driver != "bridge" || n.Name == "bridge" || len(s.users(n.ID)) > 0 || !hasLabels(n.Labels, filters["label"]) ||
+		if slices.Contains([]string{"bridge", "host", "none"}, n.Name) || len(s.users(n.ID)) > 0 || !hasLabels(n.Labels, filters["label"]) ||
 			len(filters["label!"]) > 0 && hasLabels(n.Labels, filters["label!"]) || !before.IsZero() && n.Created.After(before) {
 			continue
 		}
@@ -576,6 +698,11 @@ func (s *Service) Close() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, b := range s.sandboxes {
+		if b.dns != nil {
+			b.dns.stop()
+		}
+	}
 	for k, c := range s.held {
 		c.Close()
 		delete(s.held, k)
@@ -588,10 +715,7 @@ func (s *Service) Cleanup(ctx context.Context) error {
 	s.Close()
 	var first error
 	for _, n := range s.list() {
-		if n.Driver != "bridge" {
-			continue
-		}
-		if err := n.down(); err != nil && first == nil {
+		if err := s.down(n); err != nil && first == nil {
 			first = err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -24,9 +25,11 @@ type wayIn struct {
 
 // waysIn are the endpoints that published ports of a sandbox lead to.
 func (s *Service) waysIn(b *sandbox) (ways [2]wayIn) {
-	for _, e := range b.Endpoints {
-		n, err := s.find(e.NetworkID)
-		if err != nil || n.Internal || n.Driver != "bridge" {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.rankedLocked(b) {
+		n := s.nets[e.NetworkID]
+		if n == nil || n.Internal || n.Driver != "bridge" {
 			continue
 		}
 		o := n.settings()
@@ -59,17 +62,27 @@ func bindings(asked netip.Addr, standard string, ways [2]wayIn) (out []netip.Add
 	return out
 }
 
-// publish reserves host ports and sends them to the container.
-func (s *Service) publish(r SandboxRequest, b *sandbox) error {
-	if len(r.Ports) == 0 {
+// publish reserves the host ports that were asked for and that nothing led to
+// yet, and sends them to the container.
+func (s *Service) publish(b *sandbox) error {
+	if len(b.Request.Ports) == 0 {
 		return nil
 	}
 	ways := s.waysIn(b)
-	for _, p := range r.Ports {
+	for _, p := range b.Request.Ports {
 		if _, ok := protocols[p.Proto]; !ok {
 			return errdefs.Newf(errdefs.Invalid, "publish", fmt.Sprintf("port %d", p.Port), "the protocol %q is not tcp, udp or sctp", p.Proto)
 		}
-		if err := s.publishOne(r, b, p, bindings(p.HostIP, s.o.PublishIP, ways), ways); err != nil {
+		ips := bindings(p.HostIP, s.o.PublishIP, ways)
+		s.mu.Lock()
+		for _, have := range b.Ports {
+			if have.Port == p.Port && have.Proto == p.Proto && (p.HostPort == 0 || have.HostPort >= p.HostPort && have.HostPort <= max(p.HostPort, p.HostPortEnd)) && slices.Contains(ips, have.HostIP) {
+				ips = slices.DeleteFunc(ips, func(a netip.Addr) bool { return a == have.HostIP })
+				p.HostPort, p.HostPortEnd = have.HostPort, 0 // one number on all addresses
+			}
+		}
+		s.mu.Unlock()
+		if err := s.publishOne(b, p, ips, ways); err != nil {
 			return err
 		}
 	}
@@ -81,34 +94,35 @@ func (s *Service) publish(r SandboxRequest, b *sandbox) error {
 	return nil
 }
 
-func (s *Service) publishOne(r SandboxRequest, b *sandbox, p PortRequest, ips []netip.Addr, ways [2]wayIn) error {
-	var why error
+func (s *Service) publishOne(b *sandbox, p PortRequest, ips []netip.Addr, ways [2]wayIn) error {
+	var mapped []netip.Addr
 	for _, ip := range ips {
 		w := ways[familyIndex(ip)]
 		switch {
 		case !w.target.IsValid() && ip.Is6() && ways[0].target.IsValid():
 			return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "publish", fmt.Sprintf("port %d on %s", p.Port, ip), "the container has no IPv6 address"), "a network made with --ipv6")
-		case !w.target.IsValid():
-			return nil // nothing to lead to: no network, or internal ones
+		case !w.target.IsValid(): // nothing to lead to: no network, or internal ones
 		case w.routed:
 			s.mu.Lock()
 			b.Ports = append(b.Ports, PortBinding{Port: p.Port, Proto: p.Proto, HostIP: ip})
 			s.mu.Unlock()
-			continue
+		default:
+			mapped = append(mapped, ip)
 		}
+	}
+	if len(mapped) == 0 {
+		return nil
 	}
 	// One number for all addresses: the first that is free on each.
 	lo, hi := p.HostPort, max(p.HostPort, p.HostPortEnd)
 	if lo == 0 {
 		lo, hi = firstFree, lastFree
 	}
+	var why error
 	for n := uint32(lo); n <= uint32(hi); n++ {
 		taken := 0
-		for _, ip := range ips {
-			if ways[familyIndex(ip)].routed {
-				continue
-			}
-			if why = s.reserve(r, b, p, hostPort{p.Proto, ip, uint16(n)}); why != nil {
+		for _, ip := range mapped {
+			if why = s.reserve(b, p, hostPort{p.Proto, ip, uint16(n)}); why != nil {
 				break
 			}
 			taken++
@@ -133,8 +147,12 @@ func (s *Service) publishOne(r SandboxRequest, b *sandbox, p PortRequest, ips []
 func (s *Service) targets(b *sandbox) (out []nft.Port) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(b.Ports) == 0 {
+		return nil
+	}
+	ranked := s.rankedLocked(b)
 	for _, p := range b.Ports {
-		for _, e := range b.Endpoints {
+		for _, e := range ranked {
 			a := e.IPv4
 			if p.HostIP.Is6() {
 				a = e.IPv6
@@ -152,16 +170,16 @@ func (s *Service) targets(b *sandbox) (out []nft.Port) {
 const firstFree, lastFree = 32768, 60999
 
 // reserve takes one host port for the sandbox.
-func (s *Service) reserve(r SandboxRequest, b *sandbox, p PortRequest, k hostPort) error {
+func (s *Service) reserve(b *sandbox, p PortRequest, k hostPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if owner := s.ownerLocked(k); owner != "" {
-		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "publish", fmt.Sprintf("port %d of %s", p.Port, container(r.Name)), "Bind for %s failed: port is already allocated by container %q",
+		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "publish", fmt.Sprintf("port %d of %s", p.Port, b.object()), "Bind for %s failed: port is already allocated by container %q",
 			netip.AddrPortFrom(k.ip, k.port), owner), "another host port, or onggi rm -f "+owner)
 	}
 	c, err := s.hold(k)
 	if err != nil {
-		return portError(r, p, k, err)
+		return portError(b, p, k, err)
 	}
 	s.held[k] = c
 	b.Ports = append(b.Ports, PortBinding{Port: p.Port, Proto: p.Proto, HostIP: k.ip, HostPort: k.port})
@@ -174,14 +192,14 @@ func (s *Service) ownerLocked(k hostPort) string {
 	for _, b := range s.sandboxes {
 		for _, p := range b.Ports {
 			if p.Proto == k.proto && p.HostPort == k.port && p.HostIP.Is4() == k.ip.Is4() && (p.HostIP == k.ip || p.HostIP.IsUnspecified() || k.ip.IsUnspecified()) {
-				return b.Name
+				return b.Request.Name
 			}
 		}
 	}
 	return ""
 }
 
-func portError(r SandboxRequest, p PortRequest, k hostPort, err error) error {
+func portError(b *sandbox, p PortRequest, k hostPort, err error) error {
 	kind, hint := errdefs.Internal, ""
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -191,7 +209,7 @@ func portError(r SandboxRequest, p PortRequest, k hostPort, err error) error {
 		kind, hint = errdefs.Invalid, "an address of this host: ip address"
 		err = fmt.Errorf("the host has no address %s", k.ip)
 	}
-	return errdefs.WithHint(errdefs.Newf(kind, "publish", fmt.Sprintf("port %d of %s", p.Port, container(r.Name)), "host port %s/%s: %w", netip.AddrPortFrom(k.ip, k.port), k.proto, err), hint)
+	return errdefs.WithHint(errdefs.Newf(kind, "publish", fmt.Sprintf("port %d of %s", p.Port, b.object()), "host port %s/%s: %w", netip.AddrPortFrom(k.ip, k.port), k.proto, err), hint)
 }
 
 // owner says which program of the host has a port.

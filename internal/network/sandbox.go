@@ -24,11 +24,14 @@ type EndpointRequest struct {
 	IPv4, IPv6 netip.Addr
 	MAC        string
 	Aliases    []string
+	Links      []Link // names of others that this container alone uses
 	DriverOpts map[string]string
 	GwPriority int
-	LinkLocal  []netip.Addr      // further addresses
-	Links      map[string]string // names that only this endpoint knows, and the IDs of their containers
+	LinkLocal  []netip.Addr // further addresses
 }
+
+// A Link is another name for a container.
+type Link struct{ Target, Alias string }
 
 // PortRequest asks for a published port. HostPort 0 is any free one; with
 // HostPortEnd it is the first free one of a range.
@@ -42,10 +45,11 @@ type PortRequest struct {
 // SandboxRequest asks for a container's whole network.
 type SandboxRequest struct {
 	ContainerID, Name, Hostname, Domainname string
-	NetNS                                   *os.File
-	Endpoints                               []EndpointRequest
-	Ports                                   []PortRequest
-	DNS, DNSSearch, DNSOptions, ExtraHosts  []string
+	NetNS                                   *os.File          `json:"-"`
+	Endpoints                               []EndpointRequest `json:"-"`
+	Ports                                   []PortRequest     `json:",omitempty"`
+	DNS, DNSSearch, DNSOptions, ExtraHosts  []string          `json:",omitempty"`
+	Links                                   []Link            `json:",omitempty"` // that are in the hosts file too; Target is an ID
 }
 
 // Endpoint is a place on a network.
@@ -55,10 +59,11 @@ type Endpoint struct {
 	Gateway4, Gateway6                 netip.Addr   `json:",omitzero"`
 	MAC                                string
 	Aliases, DNSNames                  []string
-	Interface                          string            // in the container
-	Segment                            int               `json:",omitempty"` // of the network's bridges
-	Default4, Default6                 bool              `json:",omitempty"` // the default route goes here
-	Links                              map[string]string `json:",omitempty"`
+	Links                              []Link `json:",omitempty"`
+	Interface                          string // in the container
+	Segment                            int    `json:",omitempty"` // of the network's bridges
+	GwPriority                         int    `json:",omitempty"`
+	Default4, Default6                 bool   `json:",omitempty"` // the default route goes here
 }
 
 // PortBinding is a published port.
@@ -78,12 +83,11 @@ type Sandbox struct {
 
 // sandbox is the record of one.
 type sandbox struct {
-	Name      string
-	Hostname  string
+	Request   SandboxRequest // what was asked for, but for the endpoints
 	Endpoints []Endpoint
 	Ports     []PortBinding
-	DNS       []string `json:",omitempty"` // name servers of its own
-	ns        *os.File // our descriptor of the namespace; nil = unknown
+	ns        *os.File    // our descriptor of the namespace; nil = unknown, or the host's
+	dns       *nameServer // in the namespace, where no network has one
 }
 
 // keep holds a namespace for later connections. Preconditions: s.mu is held, or
@@ -97,6 +101,10 @@ func (b *sandbox) keep(ns *os.File) {
 	}
 }
 
+func (b *sandbox) on(networkID string) int {
+	return slices.IndexFunc(b.Endpoints, func(e Endpoint) bool { return e.NetworkID == networkID })
+}
+
 type hostPort struct {
 	proto string
 	ip    netip.Addr
@@ -105,93 +113,144 @@ type hostPort struct {
 
 func container(name string) string { return fmt.Sprintf("container %q", strings.TrimPrefix(name, "/")) }
 
+func (b *sandbox) object() string { return container(b.Request.Name) }
+
 // Attach builds a container's network in its namespace.
 func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, err error) {
 	var u undo.Stack
 	defer func() { u.Run(ctx, &err) }()
-	b := &sandbox{Name: strings.TrimPrefix(r.Name, "/"), Hostname: r.Hostname, DNS: slices.Clone(r.DNS)}
+	b := &sandbox{Request: r}
+	b.Request.Name, b.Request.NetNS, b.Request.Endpoints = strings.TrimPrefix(r.Name, "/"), nil, nil
 	b.keep(r.NetNS)
-	s.mu.Lock()
-	if s.sandboxes[r.ContainerID] != nil {
-		s.mu.Unlock()
-		if err := s.Release(ctx, r.ContainerID); err != nil {
-			return out, err
-		}
-		s.mu.Lock()
+	if err := s.Release(ctx, r.ContainerID); err != nil { // of a start that was cut off
+		return out, err
 	}
+	s.mu.Lock()
 	s.sandboxes[r.ContainerID] = b
 	s.mu.Unlock()
 	u.Push(func(ctx context.Context) error { return s.Release(ctx, r.ContainerID) })
 
-	reqs := slices.Clone(r.Endpoints)
-	slices.SortStableFunc(reqs, func(a, c EndpointRequest) int { return c.GwPriority - a.GwPriority })
-	first := true
-	for _, q := range reqs {
+	var nets []*live
+	for _, q := range r.Endpoints {
+		if s.o.NoBridge && (q.Network == "bridge" || q.Network == "default") {
+			q.Network = "none"
+		}
 		n, err := s.find(q.Network)
+		if err == nil {
+			err = s.reserveEndpoint(n, q, b, r.Endpoints)
+		}
 		if err != nil {
 			return out, err
 		}
-		if n.Driver != "bridge" {
+		nets = append(nets, n)
+	}
+	s.mu.Lock()
+	s.routeLocked(b)
+	eps := slices.Clone(b.Endpoints)
+	s.mu.Unlock()
+	first := true
+	for i, ep := range eps {
+		if nets[i].Driver == "host" || nets[i].Driver == "null" {
 			continue
 		}
-		if _, err := s.connect(r, n, q, b, first); err != nil {
+		if err := s.plug(b, nets[i], ep, r.Endpoints[i], ep.defaults(false), first); err != nil {
 			return out, err
 		}
 		first = false
 	}
 	if first && r.NetNS != nil {
 		if err := netlink.LoopbackUp(r.NetNS); err != nil {
-			return out, errdefs.New(errdefs.Internal, "connect", container(r.Name), err)
+			return out, errdefs.New(errdefs.Internal, "connect", b.object(), err)
 		}
 	}
-	if err := s.publish(r, b); err != nil {
+	if err := s.publish(b); err != nil {
 		return out, err
+	}
+	if err := s.names(b); err != nil {
+		return out, errdefs.New(errdefs.Internal, "connect", b.object(), err)
 	}
 	if err := s.save(r.ContainerID, b); err != nil {
 		return out, err
 	}
 	u.Disarm()
+	for i := range eps {
+		s.tell("connect", nets[i], r.ContainerID)
+	}
+	return s.describe(b), nil
+}
+
+// describe is what the container shall see, and others of it.
+func (s *Service) describe(b *sandbox) (out Sandbox) {
 	s.mu.Lock()
 	out = Sandbox{Endpoints: slices.Clone(b.Endpoints), Ports: slices.DeleteFunc(slices.Clone(b.Ports), func(p PortBinding) bool { return p.HostPort == 0 })}
 	s.mu.Unlock()
-	out.ResolvConf, out.Hosts = s.files(r, out.Endpoints)
-	return out, nil
+	out.ResolvConf, out.Hosts = s.files(b)
+	return out
 }
 
-// connect reserves addresses on a network and makes the interface.
-func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandbox, first bool) (Endpoint, error) {
-	o := n.settings()
-	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Interface: s.freeInterface(b, o.prefix)}
-	ep.Aliases, ep.Links = slices.Clone(q.Aliases), q.Links
-	ep.DNSNames = dnsNames(r.ContainerID, b)
+// Sandbox describes a container's network as it is now; false: it has none.
+func (s *Service) Sandbox(containerID string) (Sandbox, bool) {
 	s.mu.Lock()
-	if n.index == 0 {
-		s.mu.Unlock()
-		return ep, errdefs.Newf(errdefs.Unavailable, "connect", container(r.Name), "the network %s has no bridge", n.Name)
+	b := s.sandboxes[containerID]
+	s.mu.Unlock()
+	if b == nil {
+		return Sandbox{}, false
+	}
+	return s.describe(b), true
+}
+
+// reserveEndpoint gives a container a place on a network. all are the requests
+// that come with this one.
+func (s *Service) reserveEndpoint(n *live, q EndpointRequest, b *sandbox, all []EndpointRequest) error {
+	what := b.object() + " to " + object(n.Name)
+	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: slices.Clone(q.Aliases), Links: slices.Clone(q.Links), GwPriority: q.GwPriority}
+	ep.DNSNames = b.Request.dnsNames()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.Driver == "host" || n.Driver == "null" {
+		b.Endpoints = append(b.Endpoints, ep)
+		return nil
+	}
+	if n.Driver == "bridge" && n.index == 0 {
+		return errdefs.Newf(errdefs.Unavailable, "connect", b.object(), "the network %s has no bridge", n.Name)
+	}
+	var err error
+	if ep.Interface, err = freeInterface(b, n.settings().prefix, q, all); err != nil {
+		return errdefs.New(errdefs.KindOf(err), "connect", what, err)
 	}
 	if err := s.addressesLocked(n, q, &ep); err != nil {
-		s.mu.Unlock()
-		return ep, errdefs.New(errdefs.KindOf(err), "connect", container(r.Name)+" to "+object(n.Name), err)
+		return errdefs.New(errdefs.KindOf(err), "connect", what, err)
 	}
-	if !n.Internal {
-		has := func(is func(Endpoint) bool) bool { return slices.ContainsFunc(b.Endpoints, is) }
-		ep.Default4 = ep.Gateway4.IsValid() && !has(func(e Endpoint) bool { return e.Default4 })
-		ep.Default6 = ep.Gateway6.IsValid() && !has(func(e Endpoint) bool { return e.Default6 })
+	if n.Driver == "bridge" {
+		ep.Segment = s.segmentLocked(n)
 	}
-	ep.Segment = s.segmentLocked(n)
 	b.Endpoints = append(b.Endpoints, ep)
-	s.mu.Unlock()
-	index, err := s.segment(n, ep.Segment)
-	if err != nil {
-		return ep, errdefs.New(errdefs.Internal, "connect", container(r.Name)+" to "+object(n.Name), err)
-	}
+	return nil
+}
 
-	x := netlink.Endpoint{HostName: "og" + ep.EndpointID[:10], Bridge: index, Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6, Isolated: o.noICC && (ep.Segment > 0 || !seesBridges()), Gateways: ep.defaults()}
-	mac, err := net.ParseMAC(ep.MAC)
-	if err != nil {
-		return ep, errdefs.Newf(errdefs.Invalid, "connect", container(r.Name), "the MAC address %q: %v", ep.MAC, err)
+func (r SandboxRequest) dnsNames() (out []string) {
+	for _, name := range []string{strings.TrimPrefix(r.Name, "/"), r.ContainerID[:min(12, len(r.ContainerID))], r.Hostname} {
+		if name != "" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
 	}
-	x.MAC = mac
+	return out
+}
+
+// plug makes the interface of a reserved endpoint.
+func (s *Service) plug(b *sandbox, n *live, ep Endpoint, q EndpointRequest, routes []netlink.DefaultRoute, first bool) error {
+	fail := func(kind errdefs.Kind, err error) error {
+		return errdefs.New(kind, "connect", b.object()+" to "+object(n.Name), err)
+	}
+	o := n.settings()
+	x := netlink.Endpoint{Name: ep.Interface, MTU: n.mtu(s.o.MTU), NoIPv6: !n.EnableIPv6, Routes: routes}
+	var err error
+	if x.Sysctls, err = endpointSysctls(q.DriverOpts); err != nil {
+		return fail(errdefs.Invalid, err)
+	}
+	if x.MAC, err = net.ParseMAC(ep.MAC); err != nil {
+		return fail(errdefs.Invalid, fmt.Errorf("the MAC address %q: %w", ep.MAC, err))
+	}
 	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 		if p.IsValid() {
 			x.Addrs = append(x.Addrs, p)
@@ -199,199 +258,77 @@ func (s *Service) connect(r SandboxRequest, n *live, q EndpointRequest, b *sandb
 	}
 	for _, a := range q.LinkLocal {
 		if !a.IsLinkLocalUnicast() {
-			return ep, errdefs.Newf(errdefs.Invalid, "connect", container(r.Name), "%s is not a link-local address", a)
+			return fail(errdefs.Invalid, fmt.Errorf("%s is not a link-local address", a))
 		}
-		bits := 64
-		if a.Is4() {
-			bits = 16
-		}
-		x.Addrs = append(x.Addrs, netip.PrefixFrom(a, bits))
+		x.Addrs = append(x.Addrs, netip.PrefixFrom(a, map[bool]int{true: 16, false: 64}[a.Is4()]))
 	}
-	if err := netlink.Attach(r.NetNS, x, first); err != nil {
-		return ep, errdefs.New(errdefs.Internal, "connect", container(r.Name)+" to "+object(n.Name), err)
+	if n.Driver == "bridge" {
+		x.HostName, x.Isolated = "og"+ep.EndpointID[:10], o.noICC && (ep.Segment > 0 || !seesBridges())
+		x.Bridge, err = s.segment(n, ep.Segment)
+	} else {
+		x.Share = new(n.share())
+		_, err = n.ensureParent() // somebody may have removed it meanwhile
 	}
-	return ep, nil
-}
-
-// dnsNames are what a container is called on each of its networks.
-func dnsNames(id string, b *sandbox) []string {
-	names := []string{b.Name}
-	if len(id) >= 12 {
-		names = append(names, id[:12])
+	if err != nil {
+		return fail(errdefs.Internal, err)
 	}
-	if b.Hostname != "" && !slices.Contains(names, b.Hostname) {
-		names = append(names, b.Hostname)
-	}
-	return names
-}
-
-// Rename gives a container another name on its networks.
-func (s *Service) Rename(containerID, name string) error {
-	s.mu.Lock()
-	b := s.sandboxes[containerID]
-	if b == nil {
-		s.mu.Unlock()
-		return nil
-	}
-	b.Name = strings.TrimPrefix(name, "/")
-	for i := range b.Endpoints {
-		b.Endpoints[i].DNSNames = dnsNames(containerID, b)
-	}
-	s.mu.Unlock()
-	return s.save(containerID, b)
-}
-
-// defaults are the gateways that default routes of an endpoint go to.
-func (e Endpoint) defaults() (out []netip.Addr) {
-	if e.Default4 {
-		out = append(out, e.Gateway4)
-	}
-	if e.Default6 {
-		out = append(out, e.Gateway6)
-	}
-	return out
-}
-
-func (s *Service) freeInterface(b *sandbox, prefix string) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := 0; ; i++ {
-		name := fmt.Sprintf("%s%d", prefix, i)
-		if !slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.Interface == name }) {
-			return name
-		}
-	}
-}
-
-// addressesLocked chooses addresses that nobody has.
-func (s *Service) addressesLocked(n *live, q EndpointRequest, ep *Endpoint) error {
-	used := map[netip.Addr]bool{}
-	for _, b := range s.sandboxes {
-		for _, e := range b.Endpoints {
-			if e.NetworkID == n.ID {
-				used[e.IPv4.Addr()], used[e.IPv6.Addr()] = true, true
-			}
-		}
-	}
-	for _, p := range n.IPAM {
-		used[p.Gateway] = true
-		for _, a := range p.AuxAddresses {
-			used[a] = true
-		}
-		want := q.IPv4
-		if p.Subnet.Addr().Is6() {
-			want = q.IPv6
-		}
-		a := want
-		switch {
-		case !want.IsValid() && p.Subnet.Addr().Is6() && ep.IPv4.IsValid() && !p.IPRange.IsValid() && p.Subnet.Bits() <= 96 && !used[sibling(ep.IPv4.Addr(), n.IPAM[0].Subnet, p.Subnet)]:
-			a = sibling(ep.IPv4.Addr(), n.IPAM[0].Subnet, p.Subnet)
-		case !want.IsValid():
-			var err error
-			if a, err = nextAddr(p.Subnet, p.IPRange, used); err != nil {
-				return err
-			}
-		case !p.Subnet.Contains(want):
-			return errdefs.Newf(errdefs.Invalid, "reserve", "the address "+want.String(), "it is not in the subnet %s", p.Subnet)
-		case used[want]:
-			return errdefs.Newf(errdefs.Conflict, "reserve", "the address "+want.String(), "Address already in use")
-		}
-		at := netip.PrefixFrom(a, p.Subnet.Bits())
-		if a.Is4() {
-			ep.IPv4, ep.Gateway4 = at, p.Gateway
-		} else {
-			ep.IPv6, ep.Gateway6 = at, p.Gateway
-		}
-	}
-	if ep.MAC = q.MAC; ep.MAC == "" {
-		a := ep.IPv4.Addr()
-		if !a.IsValid() {
-			a = ep.IPv6.Addr()
-		}
-		mac := macFor(a)
-		ep.MAC = net.HardwareAddr(mac[:]).String()
+	if err := netlink.Attach(b.ns, x, first); err != nil {
+		return fail(errdefs.Internal, fmt.Errorf("failed to set up container networking: %w", err))
 	}
 	return nil
+}
+
+// Options of an endpoint, by Docker's names.
+const (
+	optionIfname  = "com.docker.network.endpoint.ifname"
+	optionSysctls = "com.docker.network.endpoint.sysctls"
+)
+
+// freeInterface is the name of a container's next interface.
+func freeInterface(b *sandbox, prefix string, q EndpointRequest, all []EndpointRequest) (string, error) {
+	taken := func(name string) bool {
+		return slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.Interface == name })
+	}
+	if name := q.DriverOpts[optionIfname]; name != "" {
+		if !interfaceName(name) || name == "lo" {
+			return "", errdefs.Newf(errdefs.Invalid, "", "", "the option %s=%q: want an interface's name", optionIfname, name)
+		}
+		if taken(name) {
+			return "", errdefs.Newf(errdefs.Conflict, "", "", "error renaming interface to %s: file exists: the container has an interface of that name", name)
+		}
+		return name, nil
+	}
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("%s%d", prefix, i)
+		if !taken(name) && !slices.ContainsFunc(all, func(q EndpointRequest) bool { return q.DriverOpts[optionIfname] == name }) {
+			return name, nil
+		}
+	}
+}
+
+// endpointSysctls reads the option: net.ipv4.conf.IFNAME.log_martians=1,…
+func endpointSysctls(opts map[string]string) (out []string, err error) {
+	if opts[optionSysctls] == "" {
+		return nil, nil
+	}
+	for _, one := range strings.Split(opts[optionSysctls], ",") {
+		key, value, ok := strings.Cut(one, "=")
+		parts := strings.Split(key, ".")
+		plain := !strings.ContainsFunc(key, func(c rune) bool {
+			return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-')
+		})
+		if !ok || !plain || len(parts) < 5 || parts[0] != "net" || !slices.Contains([]string{"ipv4", "ipv6", "mpls"}, parts[1]) || parts[3] != "IFNAME" || slices.Contains(parts, "") {
+			return nil, fmt.Errorf("the option %s has %q: want net.ipv4.conf.IFNAME.NAME=VALUE", optionSysctls, one)
+		}
+		out = append(out, key+"="+value)
+	}
+	return out, nil
 }
 
 func (s *Service) save(id string, b *sandbox) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Put(sandboxesBucket, id, b) })
-}
-
-// files are the container's resolv.conf and hosts.
-func (s *Service) files(r SandboxRequest, eps []Endpoint) (resolv, hosts []byte) {
-	host := readHostResolver(s.o.ResolvConf)
-	search, options := r.DNSSearch, r.DNSOptions
-	if len(search) == 0 {
-		if search = s.o.DNSSearch; len(search) == 0 {
-			search = host.search
-		}
-	}
-	if len(options) == 0 {
-		if options = s.o.DNSOptions; len(options) == 0 {
-			options = host.options
-		}
-	}
-	// A short name is one of a container before it is one of a search domain.
-	if len(eps) > 0 && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
-		options = append(slices.Clone(options), "ndots:0")
-	}
-	var gateway netip.Addr
-	var servers []string
-	for _, e := range eps {
-		s.mu.Lock()
-		n := s.nets[e.NetworkID]
-		if n != nil {
-			for _, a := range n.bound {
-				servers = append(servers, a.Addr().String())
-			}
-		}
-		s.mu.Unlock()
-		if !gateway.IsValid() {
-			gateway = e.Gateway4
-		}
-	}
-	switch {
-	case len(r.DNS) > 0 && (len(servers) == 0 || !slices.Equal(reachable(r.DNS), r.DNS)):
-		servers = r.DNS // nobody asks for it, or it is in the container itself
-	case len(servers) == 0 && len(eps) == 0:
-		servers = host.servers // the host's network, or none
-	case len(servers) == 0:
-		if servers = s.o.DNS; len(servers) == 0 {
-			servers = reachable(host.servers)
-		}
-	}
-	// More than three are not read (resolv.conf(5)).
-	return resolvConf(servers[:min(3, len(servers))], search, options), hostsFile(r, eps, gateway)
-}
-
-// upstream are the servers to ask for names that a network does not have, for
-// one of its containers.
-func (s *Service) upstream(n *live, client netip.Addr) []string {
-	s.mu.Lock()
-	var own []string
-	for _, b := range s.sandboxes {
-		if slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool {
-			return e.NetworkID == n.ID && (e.IPv4.Addr() == client || e.IPv6.Addr() == client)
-		}) {
-			own = b.DNS
-		}
-	}
-	s.mu.Unlock()
-	switch {
-	case n.Internal: // what is outside does not even hear of questions
-		return slices.DeleteFunc(slices.Clone(own), func(server string) bool {
-			a, err := netip.ParseAddr(server)
-			return err != nil || !slices.ContainsFunc(n.IPAM, func(p Pool) bool { return p.Subnet.Contains(a) })
-		})
-	case len(own) > 0:
-		return own
-	case len(s.o.DNS) > 0:
-		return s.o.DNS
-	}
-	return readHostResolver(s.o.ResolvConf).servers
 }
 
 // Release takes everything back that a container's network took. What is in the
@@ -409,121 +346,189 @@ func (s *Service) Release(ctx context.Context, containerID string) error {
 	s.mu.Lock()
 	s.letGoLocked(b)
 	delete(s.sandboxes, containerID)
-	ns := b.ns
-	b.ns = nil
+	ns, dns := b.ns, b.dns
+	b.ns, b.dns = nil, nil
+	var nets []*live
+	for _, e := range b.Endpoints {
+		nets = append(nets, s.nets[e.NetworkID])
+	}
 	s.mu.Unlock()
+	if dns != nil {
+		dns.stop()
+	}
 	if ns != nil {
 		ns.Close()
 	}
-	return errors.Join(err, s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(sandboxesBucket, containerID) }))
+	err = errors.Join(err, s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(sandboxesBucket, containerID) }))
+	for _, n := range nets {
+		if n != nil {
+			s.tell("disconnect", n, containerID)
+		}
+	}
+	return err
 }
 
 // Connect adds a running container to a network.
-func (s *Service) Connect(ctx context.Context, containerID string, q EndpointRequest) (Endpoint, error) {
+func (s *Service) Connect(ctx context.Context, containerID string, q EndpointRequest) (out Sandbox, err error) {
 	n, err := s.find(q.Network)
 	if err != nil {
-		return Endpoint{}, err
+		return out, err
 	}
 	s.mu.Lock()
 	b := s.sandboxes[containerID]
 	if b == nil || b.ns == nil {
 		s.mu.Unlock()
-		return Endpoint{}, errdefs.Newf(errdefs.Conflict, "connect", fmt.Sprintf("container %.12s", containerID), "it is not running, or has no network namespace of its own")
+		return out, errdefs.Newf(errdefs.Conflict, "connect", fmt.Sprintf("container %.12s", containerID), "it is not running, or has no network namespace of its own")
 	}
-	r := SandboxRequest{ContainerID: containerID, Name: b.Name, Hostname: b.Hostname, NetNS: b.ns}
-	count := len(b.Endpoints)
-	have := slices.ContainsFunc(b.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID })
+	have := b.on(n.ID) >= 0
+	first := len(b.Endpoints) == 0
 	s.mu.Unlock()
 	switch {
-	case n.Driver != "bridge":
-		return Endpoint{}, errdefs.Newf(errdefs.Forbidden, "connect", container(b.Name), "container cannot be connected to the network %s", n.Name)
+	case n.Driver == "host" || n.Driver == "null":
+		return out, errdefs.Newf(errdefs.Forbidden, "connect", b.object(), "container cannot be connected to the network %s", n.Name)
 	case have:
-		return Endpoint{}, errdefs.Newf(errdefs.Forbidden, "connect", container(b.Name), "endpoint with name %s already exists in network %s", b.Name, n.Name)
+		return out, errdefs.Newf(errdefs.Forbidden, "connect", b.object(), "endpoint with name %s already exists in network %s", b.Request.Name, n.Name)
 	}
-	ep, err := s.connect(r, n, q, b, count == 0)
-	if err != nil {
-		s.drop(b, n.ID)
-		return Endpoint{}, err
+	before := s.targets(b)
+	if err := s.reserveEndpoint(n, q, b, nil); err != nil {
+		return out, err
 	}
-	return ep, s.save(containerID, b)
+	s.mu.Lock()
+	had4, had6 := b.hasDefaults()
+	s.routeLocked(b)
+	ep := b.Endpoints[b.on(n.ID)]
+	s.mu.Unlock()
+	var u undo.Stack
+	defer func() { u.Run(ctx, &err) }()
+	u.Push(func(context.Context) error { return s.unplug(b, n, before) })
+	routes := ep.defaults(false)
+	for i := range routes {
+		routes[i].Replace = !routes[i].IPv6 && had4 || routes[i].IPv6 && had6
+	}
+	if err := s.plug(b, n, ep, q, routes, first); err != nil {
+		return out, err
+	}
+	if err := s.redirect(b, before); err != nil {
+		return out, err
+	}
+	if err := s.publish(b); err != nil {
+		return out, err
+	}
+	if err := s.save(containerID, b); err != nil {
+		return out, err
+	}
+	u.Disarm()
+	s.tell("connect", n, containerID)
+	return s.describe(b), nil
 }
 
-func (s *Service) drop(b *sandbox, networkID string) (ep Endpoint, ok bool) {
+// unplug takes an endpoint away: its interface, and what led by it.
+func (s *Service) unplug(b *sandbox, n *live, before []nft.Port) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	i := slices.IndexFunc(b.Endpoints, func(e Endpoint) bool { return e.NetworkID == networkID })
+	i := b.on(n.ID)
 	if i < 0 {
-		return ep, false
+		s.mu.Unlock()
+		return nil
 	}
-	ep = b.Endpoints[i]
+	ep := b.Endpoints[i]
 	b.Endpoints = slices.Delete(b.Endpoints, i, i+1)
-	return ep, true
+	ns := b.ns
+	s.routeLocked(b)
+	left := slices.Clone(b.Endpoints)
+	s.mu.Unlock()
+	err := s.redirect(b, before)
+	switch {
+	case n.Driver == "bridge":
+		err = errors.Join(err, netlink.RemoveLink("og"+ep.EndpointID[:10]))
+	case ns != nil && ep.Interface != "":
+		err = errors.Join(err, netlink.RemoveLinkIn(ns, ep.Interface))
+	}
+	for _, e := range left {
+		for _, r := range e.defaults(true) {
+			if ns == nil || !ep.Default4 && !r.IPv6 || !ep.Default6 && r.IPv6 {
+				continue
+			}
+			if rerr := netlink.SetDefaultRoute(ns, e.Interface, r); rerr != nil {
+				s.log.Warn("no default route after a disconnection", "container", b.Request.Name, "error", rerr)
+			}
+		}
+	}
+	return err
+}
+
+// redirect sends published ports to where they lead now.
+func (s *Service) redirect(b *sandbox, before []nft.Port) error {
+	after := s.targets(b)
+	without := func(list, other []nft.Port) []nft.Port {
+		return slices.DeleteFunc(slices.Clone(list), func(p nft.Port) bool { return slices.Contains(other, p) })
+	}
+	if err := s.table.RemovePorts(without(before, after)); err != nil {
+		return err
+	}
+	if len(after) == 0 && len(before) > 0 { // nothing left to lead to
+		s.mu.Lock()
+		s.letGoLocked(b)
+		b.Ports = nil
+		s.mu.Unlock()
+	}
+	return s.table.AddPorts(without(after, before))
 }
 
 // Disconnect takes a container off a network.
-func (s *Service) Disconnect(ctx context.Context, containerID, network string, force bool) error {
+func (s *Service) Disconnect(ctx context.Context, containerID, network string, force bool) (Sandbox, error) {
 	n, err := s.find(network)
 	if err != nil {
-		return err
+		return Sandbox{}, err
 	}
 	s.mu.Lock()
 	b := s.sandboxes[containerID]
+	have := b != nil && b.on(n.ID) >= 0
 	s.mu.Unlock()
 	if b == nil {
-		return nil
+		return Sandbox{}, nil
 	}
-	before := s.targets(b)
-	ep, ok := s.drop(b, n.ID)
-	if !ok {
-		return errdefs.Newf(errdefs.Forbidden, "disconnect", container(b.Name), "container is not connected to network %s", n.Name)
+	if !have {
+		return Sandbox{}, errdefs.Newf(errdefs.Forbidden, "disconnect", b.object(), "container is not connected to network %s", n.Name)
 	}
-	after := s.targets(b)
-	gone := slices.DeleteFunc(slices.Clone(before), func(p nft.Port) bool { return slices.Contains(after, p) })
-	if err := s.table.RemovePorts(gone); err != nil {
-		return err
+	if err := s.unplug(b, n, s.targets(b)); err != nil {
+		return Sandbox{}, err
 	}
-	if err := s.table.AddPorts(slices.DeleteFunc(after, func(p nft.Port) bool { return slices.Contains(before, p) })); err != nil {
-		return err
+	if err := s.names(b); err != nil {
+		s.log.Warn("no name server after a disconnection", "container", b.Request.Name, "error", err)
 	}
-	if err := netlink.RemoveLink("og" + ep.EndpointID[:10]); err != nil {
-		return err
+	if err := s.save(containerID, b); err != nil {
+		return Sandbox{}, err
 	}
-	if err := s.reroute(b, ep); err != nil {
-		s.log.Warn("no default route after a disconnection", "container", b.Name, "error", err)
-	}
-	return s.save(containerID, b)
+	s.tell("disconnect", n, containerID)
+	return s.describe(b), nil
 }
 
-// reroute finds other gateways for the default routes that went by an endpoint.
-func (s *Service) reroute(b *sandbox, gone Endpoint) error {
+// Rename gives a container's network another name for it; one without a network
+// is no error.
+func (s *Service) Rename(ctx context.Context, containerID, name string) (Sandbox, error) {
+	return s.amend(containerID, func(b *sandbox) {
+		b.Request.Name = strings.TrimPrefix(name, "/")
+		for i := range b.Endpoints {
+			b.Endpoints[i].DNSNames = b.Request.dnsNames()
+		}
+	})
+}
+
+// SetLinks replaces a container's links.
+func (s *Service) SetLinks(ctx context.Context, containerID string, links []Link) (Sandbox, error) {
+	return s.amend(containerID, func(b *sandbox) { b.Request.Links = links })
+}
+
+func (s *Service) amend(containerID string, change func(*sandbox)) (Sandbox, error) {
 	s.mu.Lock()
-	ns := b.ns
-	var name4, name6 string
-	var to4, to6 netip.Addr
-	for i := range b.Endpoints {
-		e := &b.Endpoints[i]
-		if n := s.nets[e.NetworkID]; n == nil || n.Internal {
-			continue
-		}
-		if gone.Default4 && !to4.IsValid() && e.Gateway4.IsValid() {
-			e.Default4, name4, to4 = true, e.Interface, e.Gateway4
-		}
-		if gone.Default6 && !to6.IsValid() && e.Gateway6.IsValid() {
-			e.Default6, name6, to6 = true, e.Interface, e.Gateway6
-		}
+	b := s.sandboxes[containerID]
+	if b == nil {
+		s.mu.Unlock()
+		return Sandbox{}, nil
 	}
+	change(b)
 	s.mu.Unlock()
-	if ns == nil {
-		return nil
-	}
-	var errs []error
-	if to4.IsValid() {
-		errs = append(errs, netlink.DefaultRoute(ns, name4, to4))
-	}
-	if to6.IsValid() {
-		errs = append(errs, netlink.DefaultRoute(ns, name6, to6))
-	}
-	return errors.Join(errs...)
+	return s.describe(b), s.save(containerID, b)
 }
 
 // Restore adopts what running containers have, after an engine's restart, and
@@ -551,7 +556,7 @@ func (s *Service) Restore(ctx context.Context, running []SandboxRequest) error {
 			if c, err := s.hold(k); err == nil {
 				s.held[k] = c
 			} else {
-				s.log.Warn("a published port is used by another program too", "container", b.Name, "port", p.HostPort, "error", err)
+				s.log.Warn("a published port is used by another program too", "container", b.Request.Name, "port", p.HostPort, "error", err)
 			}
 		}
 	}
@@ -571,6 +576,9 @@ func (s *Service) Restore(ctx context.Context, running []SandboxRequest) error {
 	}
 	for _, b := range live {
 		ports = append(ports, s.targets(b)...)
+		if err := s.names(b); err != nil {
+			s.log.Warn("no name server for a container", "container", b.Request.Name, "error", err)
+		}
 	}
 	err := errors.Join(s.table.RemovePorts(stale), s.table.AddPorts(ports))
 	return errors.Join(err, s.o.DB.Update(func(tx *metadb.Tx) error {
@@ -581,56 +589,4 @@ func (s *Service) Restore(ctx context.Context, running []SandboxRequest) error {
 		}
 		return nil
 	}))
-}
-
-// lookup answers a name on a network, in an order that changes.
-func (s *Service) lookup(networkID string, client netip.Addr, name string) (out []netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	linked := s.linkedLocked(networkID, client, name)
-	for id, b := range s.sandboxes { // a map's order is random: that spreads the load
-		for _, e := range b.Endpoints {
-			if e.NetworkID != networkID || linked != "" && id != linked || linked == "" && !answers(e, name) {
-				continue
-			}
-			for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
-				if p.IsValid() {
-					out = append(out, p.Addr())
-				}
-			}
-		}
-	}
-	return out
-}
-
-// linkedLocked is the container that one of a network calls by a name of its
-// own; "" if none.
-func (s *Service) linkedLocked(networkID string, client netip.Addr, name string) string {
-	for _, b := range s.sandboxes {
-		for _, e := range b.Endpoints {
-			if len(e.Links) > 0 && e.NetworkID == networkID && (e.IPv4.Addr() == client || e.IPv6.Addr() == client) {
-				return e.Links[name]
-			}
-		}
-	}
-	return ""
-}
-
-func answers(e Endpoint, name string) bool {
-	name = strings.TrimSuffix(name, "."+strings.ToLower(e.NetworkName))
-	same := func(n string) bool { return strings.EqualFold(n, name) }
-	return slices.ContainsFunc(e.DNSNames, same) || slices.ContainsFunc(e.Aliases, same)
-}
-
-func (s *Service) reverse(networkID string, a netip.Addr) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, b := range s.sandboxes {
-		for _, e := range b.Endpoints {
-			if e.NetworkID == networkID && (e.IPv4.Addr() == a || e.IPv6.Addr() == a) {
-				return b.Name + "." + e.NetworkName
-			}
-		}
-	}
-	return ""
 }

@@ -43,7 +43,7 @@ func TestSegments(t *testing.T) {
 		// The first bridge is said to be full by containers that are records only.
 		s.mu.Lock()
 		for i := range portsOf(0) - 1 {
-			s.sandboxes[fmt.Sprint(name, i)] = &sandbox{Name: "record", Endpoints: []Endpoint{{NetworkID: n.ID, IPv4: netip.MustParsePrefix("198.51.100.1/24")}}}
+			s.sandboxes[fmt.Sprint(name, i)] = &sandbox{Request: SandboxRequest{Name: "record"}, Endpoints: []Endpoint{{NetworkID: n.ID, IPv4: netip.MustParsePrefix("198.51.100.1/24")}}}
 		}
 		s.mu.Unlock()
 		var boxes [3]Sandbox

@@ -3,7 +3,8 @@
 // # Model
 //
 // A bridge is a link of the host. An endpoint is a veth pair: one end on the
-// bridge, the other made directly in the container's network namespace.
+// bridge, the other made directly in the container's network namespace; or one
+// link there that shares an interface of the host (macvlan, ipvlan).
 //
 // # Guarantees
 //
@@ -27,6 +28,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -51,7 +53,7 @@ func EnsureBridge(b Bridge) (index int, err error) {
 		attrs.Name, attrs.MTU = b.Name, b.MTU
 		// Without an address of its own a bridge takes the lowest of its ports', and
 		// whoever has cached the old one loses packets when a port comes or goes.
-		attrs.HardwareAddr = randomMAC()
+		attrs.HardwareAddr = RandomMAC()
 		if err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err == nil || errors.Is(err, os.ErrExist) {
 			link, err = netlink.LinkByName(b.Name)
 		}
@@ -75,6 +77,25 @@ func EnsureBridge(b Bridge) (index int, err error) {
 		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
 	}
 	return link.Attrs().Index, nil
+}
+
+// BridgeAddrs are the host's addresses on a bridge.
+func BridgeAddrs(name string) (out []netip.Prefix, err error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, err
+	}
+	if link.Type() != "bridge" {
+		return nil, fmt.Errorf("the link %s is a %s", name, link.Type())
+	}
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			ones, _ := a.Mask.Size()
+			out = append(out, netip.PrefixFrom(ip.Unmap(), ones))
+		}
+	}
+	return out, err
 }
 
 // MaxPorts is how many ports a bridge of Linux has (BR_MAX_PORTS less one).
@@ -125,8 +146,8 @@ func FilterBridge(name string) {
 	}
 }
 
-// randomMAC is a unicast, locally administered address.
-func randomMAC() net.HardwareAddr {
+// RandomMAC is a unicast, locally administered address.
+func RandomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
 	rand.Read(mac)
 	mac[0] = mac[0]&^1 | 2
@@ -134,14 +155,16 @@ func randomMAC() net.HardwareAddr {
 }
 
 // RemoveLink deletes a link; none is no error.
-func RemoveLink(name string) error {
-	link, err := netlink.LinkByName(name)
+func RemoveLink(name string) error { return removeLink(&netlink.Handle{}, name) }
+
+func removeLink(h *netlink.Handle, name string) error {
+	link, err := h.LinkByName(name)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) {
 		return nil
 	}
 	if err == nil {
-		err = netlink.LinkDel(link)
+		err = h.LinkDel(link)
 	}
 	if err != nil && !errors.Is(err, syscall.ENODEV) {
 		return fmt.Errorf("remove link %s: %w", name, err)
@@ -178,37 +201,32 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 type Endpoint struct {
 	HostName string // of the end on the bridge
 	Bridge   int    // index
+	Share    *Share // instead of a bridge: an interface of the host
 	Name     string // in the container: "eth0"
 	MAC      net.HardwareAddr
 	Addrs    []netip.Prefix
-	Gateways []netip.Addr // of default routes; none = none
 	MTU      int
 	NoIPv6   bool
-	Isolated bool // it reaches the bridge, but not the bridge's other ports
+	Isolated bool     // it reaches the bridge, but not the bridge's other ports
+	Sysctls  []string // net/…=value, with IFNAME for the interface
+	Routes   []DefaultRoute
 }
 
 // Attach makes the endpoint in the namespace. first also brings the loopback
 // interface up.
 func Attach(ns *os.File, e Endpoint, first bool) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = e.HostName, e.Bridge, net.FlagUp, e.MTU
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC, PeerMTU: uint32(max(e.MTU, 0)), PeerNamespace: netlink.NsFd(linux.RawFD(ns))}
-	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("make the interface %s: %w", e.Name, err)
+	if err := makeLink(ns, e); err != nil {
+		return err
 	}
-	if e.Isolated {
-		if err := netlink.LinkSetIsolated(veth, true); err != nil {
-			return fmt.Errorf("isolate the interface %s: %w", e.Name, err)
-		}
-	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
+	h, err := handle(ns)
 	if err != nil {
-		return fmt.Errorf("enter the network namespace: %w", err)
+		return err
 	}
 	defer h.Close()
-	if e.NoIPv6 {
-		// Nothing but what the network gives: no link-local address either.
-		linux.InNetNS(ns, func() error { return linux.SetNetSysctl("ipv6/conf/"+e.Name+"/disable_ipv6", "1") })
+	if e.NoIPv6 || len(e.Sysctls) > 0 {
+		if err := linux.InNetNS(ns, func() error { return setUpSysctls(e) }); err != nil {
+			return err
+		}
 	}
 	if first {
 		if err := loopbackUp(h); err != nil {
@@ -228,32 +246,109 @@ func Attach(ns *os.File, e Endpoint, first bool) error {
 			return fmt.Errorf("address %s of the interface %s: %w", a, e.Name, err)
 		}
 	}
-	if err := h.LinkSetUp(link); err != nil {
+	if err := h.LinkSetUp(link); err != nil && !(e.Share != nil && errors.Is(err, syscall.ENETDOWN)) { // it comes up with its parent
 		return fmt.Errorf("bring the interface %s up: %w", e.Name, err)
 	}
-	for _, g := range e.Gateways {
-		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: g.AsSlice()}); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("default route by %s: %w", g, err)
+	for _, r := range e.Routes {
+		if err := addDefaultRoute(h, link, r); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// DefaultRoute lets an interface of a namespace have the default route.
-func DefaultRoute(ns *os.File, name string, gateway netip.Addr) error {
+// makeLink makes the interface, in place.
+func makeLink(ns *os.File, e Endpoint) error {
+	if e.Share != nil {
+		return e.Share.attach(ns, e)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = e.HostName, e.Bridge, net.FlagUp, e.MTU
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC, PeerMTU: uint32(max(e.MTU, 0)), PeerNamespace: netlink.NsFd(linux.RawFD(ns))}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("make the interface %s: %w", e.Name, err)
+	}
+	if e.Isolated {
+		if err := netlink.LinkSetIsolated(veth, true); err != nil {
+			return fmt.Errorf("isolate the interface %s: %w", e.Name, err)
+		}
+	}
+	return nil
+}
+
+// setUpSysctls makes the interface's settings, on a thread in its namespace.
+func setUpSysctls(e Endpoint) error {
+	if e.NoIPv6 {
+		// Nothing but what the network gives: no link-local address either.
+		linux.SetNetSysctl("ipv6/conf/"+e.Name+"/disable_ipv6", "1")
+	}
+	for _, s := range e.Sysctls {
+		path, value, _ := strings.Cut(s, "=")
+		path = strings.TrimPrefix(strings.ReplaceAll(path, ".", "/"), "net/")
+		if err := linux.SetNetSysctl(strings.ReplaceAll(path, "IFNAME", e.Name), value); err != nil {
+			return fmt.Errorf("setting %s of the interface %s: %w", s, e.Name, err)
+		}
+	}
+	return nil
+}
+
+func handle(ns *os.File) (*netlink.Handle, error) {
 	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
 	if err != nil {
-		return fmt.Errorf("enter the network namespace: %w", err)
+		return nil, fmt.Errorf("enter the network namespace: %w", err)
+	}
+	return h, nil
+}
+
+// A DefaultRoute goes by an interface to a gateway; without a valid one, to
+// whoever is there. Replace puts it in the place of one that is there.
+type DefaultRoute struct {
+	Gateway       netip.Addr
+	IPv6, Replace bool
+}
+
+// SetDefaultRoute makes the default route of a namespace by an interface.
+func SetDefaultRoute(ns *os.File, name string, r DefaultRoute) error {
+	h, err := handle(ns)
+	if err != nil {
+		return err
 	}
 	defer h.Close()
 	link, err := h.LinkByName(name)
-	if err == nil {
-		err = h.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()})
-	}
 	if err != nil {
-		return fmt.Errorf("default route by %s: %w", gateway, err)
+		return fmt.Errorf("default route by %s: %w", name, err)
+	}
+	return addDefaultRoute(h, link, r)
+}
+
+func addDefaultRoute(h *netlink.Handle, link netlink.Link, r DefaultRoute) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index}
+	switch {
+	case r.Gateway.IsValid():
+		route.Gw = r.Gateway.AsSlice()
+	case r.IPv6:
+		route.Dst = ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	default:
+		route.Dst, route.Scope = ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)), netlink.SCOPE_LINK
+	}
+	add := h.RouteAdd
+	if r.Replace {
+		add = h.RouteReplace
+	}
+	if err := add(route); err != nil {
+		return fmt.Errorf("default route by %s: failed to set gateway: %w", link.Attrs().Name, err)
 	}
 	return nil
+}
+
+// RemoveLinkIn deletes a link of a namespace; none is no error.
+func RemoveLinkIn(ns *os.File, name string) error {
+	h, err := handle(ns)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return removeLink(h, name)
 }
 
 // ForgetUDP removes what connection tracking knows of datagrams to ports.
@@ -285,9 +380,9 @@ func loopbackUp(h *netlink.Handle) error {
 
 // LoopbackUp brings lo up in a namespace that gets no other interface.
 func LoopbackUp(ns *os.File) error {
-	h, err := netlink.NewHandleAt(netns.NsHandle(linux.RawFD(ns)), syscall.NETLINK_ROUTE)
+	h, err := handle(ns)
 	if err != nil {
-		return fmt.Errorf("enter the network namespace: %w", err)
+		return err
 	}
 	defer h.Close()
 	return loopbackUp(h)
