@@ -174,14 +174,14 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 	serve(t, ns, 80, "web")
 	serve(t, ns, 81, "hidden")
 	ip := web.Endpoints[0].IPv4.Addr().String()
-	if got := dial(nil, ip+":80"); got != "web" {
+	if got := reaches(nil, ip+":80", "web"); got != "web" {
 		t.Errorf("from the host to the container: %q", got)
 	}
-	if got := dial(nil, "10.99.1.1:8080"); got != "web" {
+	if got := reaches(nil, "10.99.1.1:8080", "web"); got != "web" {
 		t.Errorf("to the published port: %q", got)
 	}
 	local := web.Ports[1]
-	if got := dial(nil, fmt.Sprintf("127.0.0.1:%d", local.HostPort)); got != "web" {
+	if got := reaches(nil, fmt.Sprintf("127.0.0.1:%d", local.HostPort), "web"); got != "web" {
 		t.Errorf("to the port published on loopback: %q", got)
 	}
 
@@ -197,7 +197,7 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 		{peer, ip + ":81", "hidden"}, {peer, "10.99.1.1:8080", "web"}, // hairpin
 		{stranger, ip + ":80", "no"}, {stranger, ip + ":81", "no"}, {stranger, "10.99.1.1:8080", "web"},
 	} {
-		if got := dial(c.from, c.addr); got != c.want {
+		if got := reaches(c.from, c.addr, c.want); got != c.want {
 			t.Errorf("to %s: %q, want %q", c.addr, got, c.want)
 		}
 	}
@@ -306,7 +306,7 @@ func TestRestoring(t *testing.T) {
 	if err := again.Restore(ctx, []SandboxRequest{{ContainerID: fmt.Sprintf("%064s", "web"), Name: "web", NetNS: ns}}); err != nil {
 		t.Fatal(err)
 	}
-	if got := dial(nil, "10.99.2.1:8081"); got != "web" {
+	if got := reaches(nil, "10.99.2.1:8081", "web"); got != "web" {
 		t.Errorf("after a restart: %q", got)
 	}
 	if l := len(again.sandboxes); l != 1 {
