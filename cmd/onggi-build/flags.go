@@ -22,6 +22,8 @@ type options struct {
 	memory, memorySwap, cpusetCPUs, cpusetMems, builder  string
 	cpuShares, cpuPeriod, cpuQuota                       int64
 	noCache, pull, push, load, quiet, check, debug, help bool
+
+	dirs map[string]string // local directories, by the name that the build knows them by
 }
 
 func parseFlags(args []string) (*options, string, error) {

@@ -69,6 +69,11 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer c.Close()
+	stop, err := o.shareDirectories(ctx, opt)
+	defer stop()
+	if err != nil {
+		return err
+	}
 
 	mode := progressui.DisplayMode(o.progress)
 	if o.quiet {
@@ -192,10 +197,12 @@ func (o *options) solveOpt(contextArg string) (*client.SolveOpt, error) {
 // on standard input, or a URL that the engine fetches.
 func (o *options) context(opt *client.SolveOpt, arg string) error {
 	var stdin *bufio.Reader
+	o.dirs = map[string]string{}
 	mount := func(name, dir string) error {
 		fs, err := fsutil.NewFS(dir)
 		if err == nil {
 			opt.LocalMounts[name] = fs
+			o.dirs[name] = dir
 		}
 		return err
 	}
@@ -474,19 +481,26 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-// dialGRPC asks the engine to speak gRPC on the connection.
-func dialGRPC(ctx context.Context) (net.Conn, error) {
-	host := os.Getenv("ONGGI_HOST")
-	if host == "" {
-		host = "unix:///run/onggi/onggi.sock"
+func engineHost() string {
+	if host := os.Getenv("ONGGI_HOST"); host != "" {
+		return host
 	}
+	return "unix:///run/onggi/onggi.sock"
+}
+
+// dialGRPC asks the engine to speak gRPC on the connection.
+func dialGRPC(ctx context.Context) (net.Conn, error) { return dialUpgrade(ctx, "/grpc", "h2c") }
+
+// dialUpgrade connects to the engine and asks it to speak another protocol.
+func dialUpgrade(ctx context.Context, path, proto string) (net.Conn, error) {
+	host := engineHost()
 	network, addr, _ := strings.Cut(host, "://")
 	d := net.Dialer{Timeout: 10 * time.Second}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.WriteString(conn, "POST /grpc HTTP/1.1\r\nHost: onggi\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "POST "+path+" HTTP/1.1\r\nHost: onggi\r\nConnection: Upgrade\r\nUpgrade: "+proto+"\r\n\r\n"); err != nil {
 		conn.Close()
 		return nil, err
 	}

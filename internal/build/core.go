@@ -37,6 +37,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/onggi/onggi/internal/build/blobs"
+	"github.com/onggi/onggi/internal/build/hostdir"
 	"github.com/onggi/onggi/internal/build/refs"
 	"github.com/onggi/onggi/internal/build/worker"
 )
@@ -70,6 +71,7 @@ type core struct {
 	sessions *session.Manager
 	control  *control.Controller
 	worker   *worker.Worker
+	dirs     *hostdir.Dirs
 	stop     chan struct{}
 }
 
@@ -87,7 +89,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 	if err := dropAfterCrash(p); err != nil {
 		return nil, err
 	}
-	c := &core{p: p, stop: make(chan struct{})}
+	c := &core{p: p, dirs: &hostdir.Dirs{}, stop: make(chan struct{})}
 	var closers []func() error
 	defer func() {
 		if err != nil {
@@ -139,7 +141,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		}
 	}
 	c.worker, err = worker.New(worker.Options{
-		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images,
+		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images, Dirs: c.dirs,
 		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: p.policy.gc(p.disk), Collect: collect, Logger: p.logger,
 		Labels: labels,
 	})

@@ -2,8 +2,11 @@ package build
 
 import (
 	"context"
+	"encoding/json"
+	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
 )
 
 // Service builds images. Its parts are made when they are first needed.
@@ -101,6 +105,58 @@ func (s *Service) HandleSession(ctx context.Context, conn net.Conn, headers map[
 		return err
 	}
 	return c.sessions.HandleConn(ctx, conn, headers)
+}
+
+// maxDirectories bounds the message that names directories.
+const maxDirectories = 64 << 10
+
+// TakeDirectories receives the directories of a client's build session, with
+// one message: {"Session": id, "Names": [...]} and as many descriptors. It keeps
+// them until the client hangs up.
+func (s *Service) TakeDirectories(ctx context.Context, conn *net.UnixConn) error {
+	defer conn.Close()
+	c, err := s.core(ctx)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, maxDirectories)
+	n, files, err := linux.ReceiveFiles(conn, buf)
+	if err != nil {
+		return err
+	}
+	var q struct {
+		Session string
+		Names   []string
+	}
+	dirs := map[string]*os.File{}
+	if err = json.Unmarshal(buf[:n], &q); err == nil && (q.Session == "" || len(q.Names) != len(files)) {
+		err = errdefs.Newf(errdefs.Invalid, "take over", "build directories", "%d names came with %d descriptors", len(q.Names), len(files))
+	}
+	forget := func() {}
+	if err == nil {
+		for i, name := range q.Names {
+			dirs[name] = files[i]
+		}
+		if len(dirs) != len(files) {
+			err = errdefs.Newf(errdefs.Invalid, "take over", "build directories", "a name came twice")
+		} else {
+			forget, err = c.dirs.Give(q.Session, dirs)
+		}
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return err
+	}
+	defer forget()
+	if _, err := io.WriteString(conn, "taken\n"); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn.Read(buf[:1]) // nothing more comes; it ends with the client
+	return nil
 }
 
 // PruneRequest says which cache to remove.

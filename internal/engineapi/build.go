@@ -253,6 +253,30 @@ func (s *Server) grpcUpgrade(c *call) error {
 	return b.ServeGRPC(c.ctx(), earlyConn{conn, in})
 }
 
+// buildDirectories takes descriptors from a client on this machine.
+func (s *Server) buildDirectories(c *call) error {
+	b, err := s.builder()
+	if err != nil {
+		return err
+	}
+	if proto := c.r.Header.Get("Upgrade"); proto != "onggi-directories" {
+		return invalid("protocol %.20q not supported: want onggi-directories", proto)
+	}
+	if local, ok := c.r.Context().Value(http.LocalAddrContextKey).(net.Addr); !ok || local.Network() != "unix" {
+		return errdefs.Newf(errdefs.Unsupported, "take over", "build directories", "descriptors come over a unix socket only")
+	}
+	conn, _, err := c.hijackAs("onggi-directories")
+	if err != nil {
+		return err
+	}
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		conn.Close()
+		return nil
+	}
+	return b.TakeDirectories(c.ctx(), u)
+}
+
 // hijackAs switches to a protocol that the client named.
 func (c *call) hijackAs(proto string) (net.Conn, io.Reader, error) {
 	if proto == "" {

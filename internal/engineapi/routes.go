@@ -134,4 +134,5 @@ var routes = []route{
 	// Onggi's own.
 	{"POST", "/onggi/v1/run", "1.24", true, (*Server).run},
 	{"POST", "/onggi/v1/exec", "1.24", true, (*Server).exec},
+	{"POST", "/onggi/v1/build/directories", "1.24", true, (*Server).buildDirectories},
 }

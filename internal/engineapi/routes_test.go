@@ -23,6 +23,7 @@ var notPublished = map[string]string{
 	"DELETE /containers/{}/checkpoints/{}": "moby serves it under its experimental flag",
 	"POST /onggi/v1/run":                   "ours",
 	"POST /onggi/v1/exec":                  "ours",
+	"POST /onggi/v1/build/directories":     "ours",
 }
 
 var wildcard = regexp.MustCompile(`\{[^}]*\}`)

@@ -127,4 +127,5 @@ type Builder interface {
 	DiskUsage(ctx context.Context, filters ...string) ([]*build.CacheRecord, error)
 	GRPC(ctx context.Context) (*grpc.Server, error)
 	ServeGRPC(ctx context.Context, conn net.Conn) error
+	TakeDirectories(ctx context.Context, conn *net.UnixConn) error
 }

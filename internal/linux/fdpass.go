@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"syscall"
 
@@ -286,6 +287,32 @@ func (l *PacketListener) File() *os.File { return l.f }
 
 // Close stops listening; it leaves the path alone.
 func (l *PacketListener) Close() error { return l.f.Close() }
+
+// ReceiveFiles reads what one SendFile sent over a stream socket: at most
+// len(p) bytes, and files that are the caller's to close.
+func ReceiveFiles(conn *net.UnixConn, p []byte) (n int, files []*os.File, err error) {
+	var oob [unix.SizeofCmsghdr + 4*(MaxPassedFiles+1)]byte
+	n, oobn, flags, _, err := conn.ReadMsgUnix(p, oob[:]) // net sets close-on-exec
+	if err != nil {
+		return 0, nil, err
+	}
+	fds, err := rights(oob[:oobn])
+	if err != nil {
+		return 0, nil, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		CloseFDs(fds)
+		return 0, nil, ErrTruncated
+	}
+	return n, Files(fds), nil
+}
+
+// IsHandle reports that f was opened as a place only (O_PATH), which needs no
+// right to read it.
+func IsHandle(f *os.File) bool {
+	flags, err := unix.FcntlInt(RawFD(f), unix.F_GETFL, 0)
+	return err != nil || flags&unix.O_PATH != 0
+}
 
 // RawFD is f's number, without the change to blocking mode that File.Fd makes.
 // It is valid while f is open and reachable.

@@ -105,6 +105,11 @@ func (d FD) Mknod(name string, mode, major, minor uint32) error {
 	return unix.Mknodat(int(d), name, mode, int(unix.Mkdev(major, minor)))
 }
 
+// CreateBoth is CreateNew for writing and reading.
+func (d FD) CreateBoth(name string, mode uint32) (FD, error) {
+	return d.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
+}
+
 // Lchown sets the owner of an entry.
 func (d FD) Lchown(name string, uid, gid int) error {
 	return unix.Fchownat(int(d), name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
@@ -177,6 +182,20 @@ func (d FD) Read(p []byte) (int, error) {
 		}
 	}
 }
+
+// ReadAt reads from the open file without moving its place; 0 is the end.
+func (d FD) ReadAt(p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(int(d), p, off)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// Clone makes the open file share all blocks of another, where the file system
+// can do that.
+func (d FD) Clone(from FD) error { return unix.IoctlFileClone(int(d), int(from)) }
 
 // Skip moves the place of the next write ahead by n bytes, which leaves a hole.
 func (d FD) Skip(n int64) error {

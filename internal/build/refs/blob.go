@@ -469,6 +469,11 @@ func (s *Store) Layers(ctx context.Context, ref cache.ImmutableRef, sess session
 // GetRemotes describes the ref's layers as blobs. Without compression a blob is
 // made only when it is read; with it the blob is made now, where create allows.
 func (r *immutableRef) GetRemotes(ctx context.Context, create bool, cfg cacheconfig.RefConfig, all bool, sess session.Group) ([]*solver.Remote, error) {
+	if !create && r.n.shared() {
+		// The history of builds only asks; a finalized ref could not be taken up
+		// again, as that of a build context is by the next build.
+		return nil, errdefs.Newf(errdefs.NotFound, "open", "blob of build ref "+r.ID(), "it was not made")
+	}
 	if err := r.n.finalize(ctx); err != nil {
 		return nil, err
 	}

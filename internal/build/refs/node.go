@@ -86,6 +86,14 @@ func (n *node) locked() bool {
 	return n.handles > 0 || n.twin != nil && n.twin.handles > 0
 }
 
+// shared reports that an immutable node still shares its snapshot with the
+// mutable one that it was made from.
+func (n *node) shared() bool {
+	n.s.mu.Lock()
+	defer n.s.mu.Unlock()
+	return !n.rec.Mutable && n.twin != nil
+}
+
 // hold keeps the node from being removed.
 func (n *node) hold() error {
 	n.s.mu.Lock()

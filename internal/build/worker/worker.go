@@ -4,8 +4,9 @@
 // # Model
 //
 // A Worker resolves the operations of a build graph. Sources: an image is
-// looked for in the image store first, then pulled; contexts, git, http and
-// OCI layouts are BuildKit's sources on our refs. Exporters: "image" and
+// looked for in the image store first, then pulled; local files are taken by
+// descriptor where the client gave one (package hostdir); git, http and OCI
+// layouts are BuildKit's sources on our refs. Exporters: "image" and
 // "moby" register the refs' snapshots as an image, which copies, compresses
 // and unpacks nothing; "local", "tar", "oci" and "docker" are BuildKit's.
 //
@@ -43,13 +44,13 @@ import (
 	"github.com/moby/buildkit/source/containerimage"
 	"github.com/moby/buildkit/source/git"
 	"github.com/moby/buildkit/source/http"
-	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/version"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/onggi/onggi/internal/build/hostdir"
 	"github.com/onggi/onggi/internal/build/refs"
 	"github.com/onggi/onggi/internal/errdefs"
 )
@@ -65,6 +66,7 @@ type Options struct {
 	Content       *containerdsnapshot.Store
 	Leases        *leaseutil.Manager
 	Images        Images // nil: no image store
+	Dirs          *hostdir.Dirs
 	RegistryHosts docker.RegistryHosts
 	GCPolicy      []client.PruneInfo
 	Collect       func(context.Context) error // sweeps blobs
@@ -154,11 +156,11 @@ func (w *Worker) sources(b *base.Worker) error {
 		return err
 	}
 	m.Register(b.HTTPSource)
-	ctx, err := local.NewSource(local.Opt{CacheAccessor: w.o.Refs})
+	files, err := hostdir.NewSource(w.o.Refs, w.o.Dirs)
 	if err != nil {
 		return err
 	}
-	m.Register(ctx)
+	m.Register(files)
 	return nil
 }
 

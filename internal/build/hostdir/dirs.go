@@ -1,0 +1,55 @@
+package hostdir
+
+import (
+	"os"
+	"sync"
+
+	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/linux"
+)
+
+// Dirs are the directories that clients have handed over. The zero value is
+// ready.
+type Dirs struct {
+	mu sync.Mutex
+	m  map[string]map[string]*os.File // guarded by mu: session → name → directory
+}
+
+// Give takes the directories of a session; the returned function forgets and
+// closes them.
+func (d *Dirs) Give(session string, dirs map[string]*os.File) (forget func(), err error) {
+	for name, f := range dirs {
+		if fi, err := f.Stat(); err != nil || !fi.IsDir() || linux.IsHandle(f) {
+			return nil, errdefs.Newf(errdefs.Invalid, "take over", "build context "+name, "it is no directory opened for reading")
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.m[session] != nil {
+		return nil, errdefs.Newf(errdefs.Conflict, "take over", "build session "+session, "it has given its directories already")
+	}
+	if d.m == nil {
+		d.m = map[string]map[string]*os.File{}
+	}
+	d.m[session] = dirs
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.m, session)
+		for _, f := range dirs {
+			f.Close()
+		}
+	}, nil
+}
+
+// open gives a descriptor of its own for a directory; NoFD where the session
+// has none of the name.
+func (d *Dirs) open(session, name string) (linux.FD, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.m[session][name]
+	if f == nil {
+		return linux.NoFD, nil
+	}
+	return linux.Root(f)
+}

@@ -1,0 +1,406 @@
+package hostdir
+
+import (
+	"context"
+	"fmt"
+	gofs "io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/cache/contenthash"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/source/local"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/tonistiigi/fsutil"
+	fstypes "github.com/tonistiigi/fsutil/types"
+
+	"github.com/onggi/onggi/internal/build/refs"
+	"github.com/onggi/onggi/internal/build/refs/refstest"
+	"github.com/onggi/onggi/internal/linux"
+)
+
+// old is a time that a file system cannot confuse with now.
+var old = time.Now().Add(-time.Hour)
+
+func write(t testing.TB, dir string, files map[string]string) {
+	t.Helper()
+	for name, content := range files {
+		p := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func openDir(t testing.TB, dir string) linux.FD {
+	t.Helper()
+	fd, err := linux.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(fd.Close)
+	return fd
+}
+
+// The same files as the client's side of a session would send, described the same.
+func TestListChoosesWhatASessionSends(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"Dockerfile": "x", "a/b/c": "c", "a/b/d.log": "d", "a.txt": "a", "node_modules/m/x": "m", "keep/node_modules/y": "y", "z": "z"})
+	for name, target := range map[string]string{"link": "a/b", "out": "/etc", "up": "../..", "a/file": "b/c", "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.Link(filepath.Join(dir, "a.txt"), filepath.Join(dir, "a/second"))
+	os.Link(filepath.Join(dir, "a.txt"), filepath.Join(dir, "third"))
+	os.Chmod(filepath.Join(dir, "z"), 0o4711)
+	syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600)
+	for _, f := range []fsutil.FilterOpt{
+		{},
+		{ExcludePatterns: []string{"**/node_modules", "*.log"}},
+		{ExcludePatterns: []string{"*", "!a/b", "a/b/d.log"}},
+		{ExcludePatterns: []string{"a.txt"}},
+		{ExcludePatterns: []string{"**/*.log", "!a/b/*.log"}},
+		{IncludePatterns: []string{"a/b"}},
+		{FollowPaths: []string{"Dockerfile", "Dockerfile.dockerignore"}},
+		{FollowPaths: []string{"link/c", "a/fi*"}},
+		{FollowPaths: []string{"out/passwd", "up/x", "loop"}},
+		{FollowPaths: []string{"z", "a.txt"}, ExcludePatterns: []string{"z"}},
+	} {
+		got, err := list(t.Context(), openDir(t, dir), &f, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fs, err := fsutil.NewFS(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Map = func(_ string, st *fstypes.Stat) fsutil.MapResult {
+			st.Uid, st.Gid = 0, 0
+			return fsutil.MapResultKeep
+		}
+		if fs, err = fsutil.NewFilterFS(fs, &f); err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		fsutil.WithHardlinkReset(fs).Walk(t.Context(), "", func(p string, d gofs.DirEntry, err error) error {
+			fi, err := d.Info()
+			if err != nil {
+				return err
+			}
+			st := fi.Sys().(*fstypes.Stat)
+			want = append(want, st.String())
+			return nil
+		})
+		var have []string
+		for _, x := range got {
+			have = append(have, x.stat.String())
+		}
+		if len(have) == 0 || !reflect.DeepEqual(blind(have), blind(want)) {
+			t.Errorf("%v:\n%s\nwant\n%s", f, strings.Join(have, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+// blind forgets sizes, which fsutil loses for some names of a file.
+func blind(list []string) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		var keep []string
+		for f := range strings.FieldsSeq(s) {
+			if !strings.HasPrefix(f, "size:") {
+				keep = append(keep, f)
+			}
+		}
+		out[i] = strings.Join(keep, " ")
+	}
+	return out
+}
+
+// rig is a Source on a store of refs.
+type rig struct {
+	t     *testing.T
+	root  string
+	store *refs.Store
+	src   *Source
+}
+
+func newRig(t *testing.T) *rig {
+	root := t.TempDir()
+	snaps := &refstest.Snapshots{Dir: t.TempDir()}
+	store, err := refs.Open(t.Context(), refs.Options{Root: root, Records: &refstest.Records{}, Snapshots: snaps, Layers: refstest.Layers{}, Mounter: snaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	src, err := NewSource(store, &Dirs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{t, root, store, src}
+}
+
+// take is one build's use of dir: where the copy lies, and its content hash.
+func (r *rig) take(dir string, ignore ...string) (copy string, sum digest.Digest, id string) {
+	r.t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	forget, err := r.src.dirs.Give("s", map[string]*os.File{"context": f})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer forget()
+	in, err := r.src.Resolve(r.t.Context(), &local.LocalIdentifier{Name: "context", SessionID: "s", ExcludePatterns: ignore}, nil, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ref, err := in.Snapshot(r.t.Context(), job{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer ref.Release(context.Background())
+	sum, err = contenthash.Checksum(r.t.Context(), ref, "/", contenthash.ChecksumOpts{}, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m, err := ref.Mount(r.t.Context(), true, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	list, _, err := m.Mount()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	md, _ := ref.GetEqualMutable()
+	return list[0].Source, sum, md.ID()
+}
+
+type job struct{ solver.JobContext }
+
+func (job) Session() session.Group { return nil }
+
+func describe(t *testing.T, dir string) string {
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(p string, d gofs.DirEntry, err error) error {
+		if err != nil || p == dir {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, p)
+		fmt.Fprintf(&b, "%s %s %d", rel, fi.Mode(), fi.ModTime().UnixNano())
+		switch {
+		case fi.Mode().IsRegular():
+			data, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " %q", data)
+		case fi.Mode()&gofs.ModeSymlink != 0:
+			l, _ := os.Readlink(p)
+			fmt.Fprintf(&b, " -> %s", l)
+		}
+		b.WriteString("\n")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// After any change, the kept copy is what the directory holds, and hashes like
+// a copy made from nothing.
+func TestChangesAreFollowed(t *testing.T) {
+	dir := t.TempDir()
+	r, rnd := newRig(t), rand.New(rand.NewPCG(1, 2))
+	name := func() string {
+		return filepath.Join(dir, fmt.Sprintf("d%d", rnd.IntN(3)), fmt.Sprintf("e%d", rnd.IntN(3)), fmt.Sprintf("f%d", rnd.IntN(4)))
+	}
+	write(t, dir, map[string]string{"d0/e0/f0": "first"})
+	_, _, id := r.take(dir)
+	for step := range 80 {
+		p := name()
+		os.MkdirAll(filepath.Dir(p), 0o755)
+		what := rnd.IntN(9)
+		switch what {
+		case 0:
+			os.RemoveAll(p)
+		case 1:
+			os.RemoveAll(filepath.Dir(p))
+		case 2:
+			os.RemoveAll(filepath.Dir(p))
+			os.WriteFile(filepath.Dir(p), []byte("was a directory"), 0o600)
+		case 3:
+			os.Remove(p)
+			os.Symlink(fmt.Sprintf("f%d", rnd.IntN(4)), p)
+		case 4:
+			os.Remove(p)
+			os.Link(name(), p)
+		case 5:
+			os.Chmod(p, gofs.FileMode(0o600+rnd.IntN(0o100)))
+		case 6:
+			os.Chmod(filepath.Dir(p), 0o700)
+		case 7:
+			os.Chtimes(p, old, old.Add(time.Duration(step)*time.Second))
+		default:
+			os.RemoveAll(p)
+			os.WriteFile(p, fmt.Appendf(nil, "content %d", step), 0o644)
+		}
+		got, sum, again := r.take(dir)
+		if again != id {
+			t.Fatalf("step %d: another ref", step)
+		}
+		if g, w := describe(t, got), describe(t, dir); g != w {
+			t.Fatalf("step %d (%d):\n%s\nwant\n%s", step, what, g, w)
+		}
+		if _, want, _ := newRig(t).take(dir); sum != want {
+			t.Fatalf("step %d (%d): the content hash is %s, a new one is %s", step, what, sum, want)
+		}
+	}
+}
+
+// The same size, written within the grain of the file's times.
+func TestChangeWithinTheGrainOfTime(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"f": "one"})
+	r := newRig(t)
+	_, first, _ := r.take(dir)
+	for _, i := range r.src.indexes {
+		if !i["f"].racy {
+			t.Fatal("a file that was just written is trusted")
+		}
+	}
+	if _, again, _ := r.take(dir); again != first {
+		t.Error("reading it again gives another hash")
+	}
+}
+
+// What is unchanged is neither read nor copied.
+func TestUnchangedFilesAreNotRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"a": "a", "d/b": "b"})
+	r := newRig(t)
+	copied, first, id := r.take(dir)
+	for _, it := range r.src.indexes[id] {
+		it.racy = false // as if the files were older
+	}
+	ino := func() uint64 {
+		fi, err := os.Stat(filepath.Join(copied, "a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Sys().(*syscall.Stat_t).Ino
+	}
+	was := ino()
+	if _, again, same := r.take(dir); again != first || same != id || ino() != was {
+		t.Errorf("copied again: ref %s %s, inode %d %d", id, same, was, ino())
+	}
+	// And after a restart, by the index on disk.
+	data, err := r.src.indexes[id].marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.root, "ext", id, keyIndex), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clear(r.src.indexes)
+	if _, again, same := r.take(dir); again != first || same != id || ino() != was {
+		t.Error("the index on disk was not used")
+	}
+	// What is not known is not trusted.
+	os.WriteFile(filepath.Join(r.root, "ext", id, keyIndex), data[:len(data)-3], 0o600)
+	clear(r.src.indexes)
+	if _, again, other := r.take(dir); again != first || other == id {
+		t.Error("a copy without an index was taken up again")
+	}
+}
+
+// A directory that becomes a link after it was listed leads nowhere.
+func TestSwappedLinkLeadsNowhere(t *testing.T) {
+	outside, dir := t.TempDir(), t.TempDir()
+	write(t, outside, map[string]string{"f": "secret"})
+	write(t, dir, map[string]string{"d/f": "mine", "g": "mine"})
+	r := newRig(t)
+	fd := openDir(t, dir)
+	files, err := list(t.Context(), fd, &fsutil.FilterOpt{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.RemoveAll(filepath.Join(dir, "d"))
+	os.Remove(filepath.Join(dir, "g"))
+	os.Symlink(outside, filepath.Join(dir, "d"))
+	os.Symlink(filepath.Join(outside, "f"), filepath.Join(dir, "g"))
+	ref, err := r.store.New(t.Context(), nil, nil, cache.CachePolicyRetain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.src.update(t.Context(), fd, ref, nil, files); err != nil {
+		t.Fatal(err)
+	}
+	m, _ := ref.Mount(t.Context(), true, nil)
+	where, _, _ := m.Mount()
+	if got := describe(t, where[0].Source); strings.Contains(got, "secret") {
+		t.Errorf("read outside of the directory:\n%s", got)
+	}
+}
+
+func TestGiveRefusesWhatProvesNothing(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"f": ""})
+	file, _ := os.Open(filepath.Join(dir, "f"))
+	defer file.Close()
+	place := openDir(t, dir)
+	handle, err := place.Dir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := handle.File("handle")
+	defer h.Close()
+	var d Dirs
+	for name, f := range map[string]*os.File{"a file": file, "a handle": h} {
+		if _, err := d.Give("s", map[string]*os.File{"context": f}); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+	f, _ := os.Open(dir)
+	forget, err := d.Give("s", map[string]*os.File{"context": f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fd, err := d.open("other", "context"); fd != linux.NoFD || err != nil {
+		t.Error("another session has it")
+	}
+	forget()
+	if fd, err := d.open("s", "context"); fd != linux.NoFD || err != nil {
+		t.Error("it was not forgotten")
+	}
+}
+
+func FuzzIndex(f *testing.F) {
+	x := index{"a": {stat: &fstypes.Stat{Path: "a", Size: 3}, ino: 7, ctime: -1, size: 3, digest: digest.FromString("a")}}
+	b, err := x.marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	if back, err := parseIndex(b); err != nil || back["a"].ctime != -1 || back["a"].digest != x["a"].digest || back["a"].stat.Size != 3 {
+		f.Fatalf("%v %v", back, err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) { parseIndex(b) })
+}
