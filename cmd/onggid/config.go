@@ -20,6 +20,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/errdefs"
 )
 
@@ -491,10 +492,8 @@ func (c *config) check() error {
 	default:
 		return errdefs.Newf(errdefs.Unsupported, "", "--default-runtime "+c.defaultRuntime, "containers run with the engine's own runtime; onggi and runc name it")
 	}
-	switch c.logDriver {
-	case "json-file", "local", "none":
-	default:
-		return errdefs.Newf(errdefs.Unsupported, "", "--log-driver "+c.logDriver, "the drivers are json-file, local and none")
+	if all := container.LogDrivers(); !slices.Contains(all, c.logDriver) {
+		return errdefs.Newf(errdefs.Unsupported, "", "--log-driver "+c.logDriver, "the drivers are %s", strings.Join(all, ", "))
 	}
 	for _, l := range c.labels {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {

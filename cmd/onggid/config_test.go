@@ -52,7 +52,7 @@ func TestRefusedFlags(t *testing.T) {
 		{[]string{"--storage-driver=zfs"}, "overlayfs", ""},
 		{[]string{"--default-runtime=kata"}, "own runtime", ""},
 		{[]string{"--userns-remap=default"}, "not supported", ""},
-		{[]string{"--log-driver=syslog"}, "drivers are", ""},
+		{[]string{"--log-driver=pigeon"}, "drivers are", ""},
 		{[]string{"--label=x"}, "key=value", ""},
 		{[]string{"--dns=ns.example"}, "IP address", ""},
 		{[]string{"--registry-mirror=mirror"}, "https://", ""},

@@ -19,7 +19,6 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
-	"github.com/onggi/onggi/internal/logs"
 	"github.com/onggi/onggi/internal/monitor"
 	"github.com/onggi/onggi/internal/network"
 	"github.com/onggi/onggi/internal/ociruntime"
@@ -112,9 +111,17 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	for _, a := range attach {
 		q.Attach = append(q.Attach, a.specs()...)
 	}
+	receiver, err := s.connectLog(rec)
+	if err != nil {
+		return nil, st, err
+	}
 	if r.started, err = s.o.Monitor.Start(ctx, q); err != nil {
+		if receiver != nil {
+			receiver.Close()
+		}
 		return nil, st, startError(err, r.spec)
 	}
+	s.ship(c, rec, receiver, r.ended)
 	for _, a := range attach {
 		a.handed()
 	}
@@ -492,55 +499,6 @@ func sandboxStatus(b network.Sandbox) SandboxStatus {
 		st.Ports = append(st.Ports, PortStatus{Port: p.Port, Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort})
 	}
 	return st
-}
-
-// logSpec says where the container's output is kept; with rotation unless the
-// request says otherwise.
-func (s *Service) logSpec(rec *Record) logs.Spec {
-	l := rec.HostConfig.LogConfig
-	sp := logs.Spec{Driver: l.Type, Path: s.logPath(rec)}
-	if v := l.Config["max-size"]; v != "" {
-		sp.MaxSize, _ = parseSize(v)
-	}
-	if v := l.Config["max-file"]; v != "" {
-		sp.MaxFiles, _ = strconv.Atoi(v)
-	}
-	sp.Compress = l.Config["compress"] == "true"
-	attrs := map[string]string{}
-	for k := range strings.SplitSeq(l.Config["labels"], ",") {
-		if v, ok := rec.Config.Labels[k]; ok && k != "" {
-			attrs[k] = v
-		}
-	}
-	for k := range strings.SplitSeq(l.Config["env"], ",") {
-		for _, e := range rec.Config.Env {
-			if name, v, _ := strings.Cut(e, "="); k != "" && name == k {
-				attrs[k] = v
-			}
-		}
-	}
-	if t := l.Config["tag"]; t != "" {
-		attrs["tag"] = expandTag(t, rec)
-	}
-	if len(attrs) > 0 {
-		sp.Attrs = attrs
-	}
-	return sp
-}
-
-// expandTag fills in the few fields that log tags use.
-func expandTag(t string, rec *Record) string {
-	return strings.NewReplacer("{{.ID}}", rec.ID[:12], "{{.FullID}}", rec.ID, "{{.Name}}", rec.Name, "{{.ImageName}}", rec.Config.Image, "{{.ImageID}}", strings.TrimPrefix(rec.ImageID, "sha256:")[:min(12, len(rec.ImageID))]).Replace(t)
-}
-
-func (s *Service) logPath(rec *Record) string {
-	switch rec.HostConfig.LogConfig.Type {
-	case "json-file":
-		return filepath.Join(s.dir(rec.ID), rec.ID+"-json.log")
-	case "local":
-		return filepath.Join(s.dir(rec.ID), "container.log")
-	}
-	return ""
 }
 
 // A StartError is a container that could not run its command. Code is the exit

@@ -710,6 +710,7 @@ func (s *Service) remove(ctx context.Context, c *Container, o RemoveOptions) err
 // deleteData removes everything but the record. Each part may be gone already.
 func (s *Service) deleteData(ctx context.Context, c *Container, rec *Record, o RemoveOptions) error {
 	var errs []error
+	c.stopShipping()
 	if err := s.o.Snapshots.Remove(ctx, c.id); err != nil && errdefs.KindOf(err) != errdefs.NotFound {
 		errs = append(errs, err)
 	}

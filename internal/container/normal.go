@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/logs"
 )
 
 // The API's own types, under shorter names.
@@ -242,15 +243,13 @@ func normaliseHost(h *HostConfig, d Defaults) (warnings []string, err error) {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 		h.RestartPolicy.MaximumRetryCount = 0
 	}
-	if h.LogConfig.Type == "" {
-		h.LogConfig.Type = cmpOr(d.LogType, "json-file")
-		if len(h.LogConfig.Config) == 0 {
-			h.LogConfig.Config = maps.Clone(d.LogOpts)
-		}
+	h.LogConfig.Type = cmpOr(h.LogConfig.Type, d.LogType, logs.JSONFile)
+	own := h.LogConfig.Config
+	h.LogConfig.Config = map[string]string{}
+	if h.LogConfig.Type == cmpOr(d.LogType, logs.JSONFile) {
+		maps.Copy(h.LogConfig.Config, d.LogOpts)
 	}
-	if h.LogConfig.Config == nil {
-		h.LogConfig.Config = map[string]string{}
-	}
+	maps.Copy(h.LogConfig.Config, own)
 	if h.MaskedPaths == nil && !h.Privileged {
 		h.MaskedPaths = slices.Clone(defaultMasked)
 	}
@@ -570,31 +569,6 @@ func checkExtraHost(e string) error {
 	}
 	if !ok || name == "" || addr == "" || strings.ContainsAny(e, "\r\n\x00") || strings.ContainsAny(name, " \t#") {
 		return invalid("bad format for add-host: %q", clip(e))
-	}
-	return nil
-}
-
-func checkLog(l container.LogConfig) error {
-	switch l.Type {
-	case "json-file", "local", "none":
-	default:
-		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "logger: no log driver named '%s' is registered", clip(l.Type)),
-			"the drivers are json-file, local and none")
-	}
-	for k, v := range l.Config {
-		switch k {
-		case "max-size":
-			if n, err := parseSize(v); err != nil || n < -1 {
-				return invalid("log option max-size=%q: want a size such as 10m", clip(v))
-			}
-		case "max-file":
-			if n, err := strconv.Atoi(v); err != nil || n < 1 {
-				return invalid("log option max-file=%q: want a number from 1", clip(v))
-			}
-		case "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size":
-		default:
-			return invalid("unknown log opt '%s' for %s log driver", clip(k), l.Type)
-		}
 	}
 	return nil
 }

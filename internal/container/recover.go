@@ -59,6 +59,7 @@ func (s *Service) Restore(ctx context.Context) error {
 			s.mainExited(ctx, c, *r.Exit)
 		case !ok:
 			s.settleWithoutProcess(ctx, c)
+			s.shipRest(c)
 		}
 	}
 	s.work.Add(1)
@@ -96,6 +97,7 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 		run.group = g
 	}
 	run.network = !rec.HostConfig.NetworkMode.IsContainer()
+	s.ship(c, rec, nil, run.ended)
 	c.mu.Lock()
 	c.run = run
 	if !c.st.State.HasProcess() { // the engine was killed between start and record

@@ -111,18 +111,19 @@ type Container struct {
 	id    string        // immutable
 	token chan struct{} // holds one value; who takes it may change the container
 
-	mu      sync.Mutex
-	rec     *Record       // the value is immutable; guarded by mu
-	st      Status        // guarded by mu
-	run     *run          // what the current run holds, nil if none; guarded by mu
-	pending []*attachment // clients that came before the start; guarded by mu
-	health  *healthState  // guarded by mu
-	timer   *time.Timer   // the restart that is armed; guarded by mu
-	early   *monitor.Event
-	exits   uint64            // how often it ended; guarded by mu
-	changed chan struct{}     // closed and replaced at every change; guarded by mu
-	etc     map[string][]byte // what we wrote to files of /etc; guarded by mu, what it holds by token
-	execs   map[string]*Exec
+	mu       sync.Mutex
+	rec      *Record       // the value is immutable; guarded by mu
+	st       Status        // guarded by mu
+	run      *run          // what the current run holds, nil if none; guarded by mu
+	pending  []*attachment // clients that came before the start; guarded by mu
+	health   *healthState  // guarded by mu
+	timer    *time.Timer   // the restart that is armed; guarded by mu
+	early    *monitor.Event
+	exits    uint64            // how often it ended; guarded by mu
+	changed  chan struct{}     // closed and replaced at every change; guarded by mu
+	etc      map[string][]byte // what we wrote to files of /etc; guarded by mu, what it holds by token
+	execs    map[string]*Exec
+	shipping *shipping // of the log to another program; guarded by mu
 }
 
 func newContainer(r *Record, st Status) *Container {
@@ -368,4 +369,5 @@ func (s *Service) Close() {
 		c.mu.Unlock()
 	}
 	s.work.Wait()
+	s.awaitShippings()
 }

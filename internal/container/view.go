@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/storage"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/logs"
 	netsvc "github.com/onggi/onggi/internal/network"
 )
 
@@ -81,7 +82,7 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 			Pid: st.PID, ExitCode: st.ExitCode, Error: st.Error, StartedAt: formatTime(st.StartedAt), FinishedAt: formatTime(st.FinishedAt),
 		},
 		Image: rec.ImageID, Name: "/" + rec.Name, RestartCount: st.RestartCount, Driver: "overlay2", Platform: rec.Platform,
-		LogPath: s.logPath(rec), HostConfig: rec.HostConfig, Config: rec.Config,
+		HostConfig: rec.HostConfig, Config: rec.Config,
 		Mounts:          s.mountPoints(rec),
 		NetworkSettings: networkSettings(rec, st),
 	}
@@ -92,6 +93,9 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 	}
 	if h.PidsLimit != nil && *h.PidsLimit < 0 {
 		h.PidsLimit = new(int64) // how Docker says "no limit"
+	}
+	if rec.HostConfig.LogConfig.Type == logs.JSONFile { // others' files are not for reading
+		out.LogPath = s.logPath(rec)
 	}
 	out.ResolvConfPath, out.HostnamePath, out.HostsPath = s.etcFile(rec.ID, "resolv.conf"), s.etcFile(rec.ID, "hostname"), s.etcFile(rec.ID, "hosts")
 	if d, err := s.o.Snapshots.Dirs(rec.ID); err == nil {

@@ -84,7 +84,7 @@ func (s *Server) info(c *call) error {
 	v := systemtypes.Info{
 		ID: e.ID, Containers: running + paused + stopped, ContainersRunning: running, ContainersPaused: paused, ContainersStopped: stopped, Images: len(images),
 		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", "overlayfs"}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
-		Plugins:     systemtypes.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "local", "none"}},
+		Plugins:     systemtypes.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: container.LogDrivers()},
 		MemoryLimit: has("memory"), SwapLimit: has("memory"), CPUCfsPeriod: has("cpu"), CPUCfsQuota: has("cpu"), CPUShares: has("cpu"), CPUSet: has("cpuset"), PidsLimit: has("pids"),
 		IPv4Forwarding: firstLine("/proc/sys/net/ipv4/ip_forward") == "1", Debug: e.Debug, NFd: openFiles(), NGoroutines: runtime.NumGoroutine(),
 		OomKillDisable: e.CgroupVersion == "1", SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: e.LogDriver,

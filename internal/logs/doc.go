@@ -29,5 +29,6 @@
 //
 // # Not here
 //
-// Who reads the container's pipes: internal/monitor. Sending logs elsewhere.
+// Who reads the container's pipes: internal/monitor. Sending logs elsewhere: the
+// sub-package sink, apart so that the monitor links none of it.
 package logs

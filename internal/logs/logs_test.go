@@ -290,6 +290,50 @@ func TestFollowStartsBeforeTheFirstLine(t *testing.T) {
 	}
 }
 
+// A Read that goes on from a position yields what came after it: once, in order,
+// from the file as it is, rotated, packed or gone.
+func TestReadFromAPosition(t *testing.T) {
+	for _, compress := range []bool{false, true} {
+		w, s := newLog(t, Spec{MaxSize: 2000, MaxFiles: 3, Compress: compress})
+		add := func(from, to int) {
+			for i := from; i < to; i++ {
+				write(w, noon.Add(time.Duration(i/5)), Stdout, fmt.Appendf(nil, "line %d\n", i))
+			}
+		}
+		read := func(after Position) (got []string, last Position) {
+			caught := 0
+			err := Read(context.Background(), s, ReadOptions{After: after, CaughtUp: func() { caught++ }}, func(e Entry) error {
+				got, last = append(got, strings.TrimSpace(string(e.Line))), e.After
+				return nil
+			})
+			if err != nil || caught != 1 {
+				t.Fatal(err, caught)
+			}
+			return got, last
+		}
+		add(0, 10)
+		_, at := read(Position{})
+		add(10, 40) // over into another file, which is packed
+		got, _ := read(at)
+		if len(got) != 30 || got[0] != "line 10" || got[29] != "line 39" {
+			t.Errorf("compress=%v: after rotation: %q", compress, got)
+		}
+		add(40, 400)
+		got, end := read(at)
+		if len(got) < 20 || got[len(got)-1] != "line 399" {
+			t.Errorf("compress=%v: after its file is gone: %q", compress, got)
+		}
+		if got, _ := read(end); len(got) != 0 {
+			t.Errorf("compress=%v: from the end: %q", compress, got)
+		}
+		// The same inode and offset, but another entry: it is another file.
+		end.Time = end.Time.Add(1)
+		if got, _ := read(end); len(got) < 20 {
+			t.Errorf("compress=%v: another file: %q", compress, got)
+		}
+	}
+}
+
 func TestHalfALineAtTheEnd(t *testing.T) {
 	w, s := newLog(t, Spec{})
 	write(w, noon, Stdout, []byte("whole\n"))

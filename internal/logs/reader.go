@@ -36,7 +36,9 @@ type ReadOptions struct {
 	Tail           int       // the last so many entries only; 0: all, negative: none
 	Follow         bool      // go on with what is written later
 	Ended          <-chan struct{}
-	Stdout, Stderr bool // neither: both
+	Stdout, Stderr bool     // neither: both
+	After          Position // what was read before; beside no other choice
+	CaughtUp       func()   // called when all that is there has been read, and before waiting for more
 }
 
 // Read calls f with each entry that o chooses, oldest first, and stops with f's
@@ -94,7 +96,11 @@ func (r *reader) read(ctx context.Context) error {
 	}
 	for {
 		ended := r.ended()
-		if err := r.drain(ctx); err != nil || !r.o.Follow || ended {
+		err := r.drain(ctx)
+		if r.o.CaughtUp != nil {
+			r.o.CaughtUp()
+		}
+		if err != nil || !r.o.Follow || ended {
 			return err
 		}
 		if err := r.await(ctx, changes); err != nil {
@@ -161,7 +167,7 @@ func (r *reader) drain(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			return r.entry(line)
+			return r.entry(line, Position{File: g.id, Offset: g.off + int64(len(line))})
 		})
 		if err != nil {
 			return err
@@ -176,12 +182,13 @@ func (r *reader) drain(ctx context.Context) error {
 }
 
 // entry hands a line out if it is wanted.
-func (r *reader) entry(line []byte) error {
+func (r *reader) entry(line []byte, after Position) error {
 	e, buf, err := parseEntry(line, r.text)
 	r.text = buf
 	if err != nil {
 		return nil // half a line that a crash left, or somebody else's
 	}
+	e.After, e.After.Time = after, e.Time
 	if e.Time.Before(r.o.Since) {
 		return nil
 	}
@@ -253,6 +260,9 @@ func (r *reader) seek() error {
 		}
 		return nil
 	}
+	if r.o.After.File != 0 {
+		return r.resume()
+	}
 	if !r.o.Since.IsZero() {
 		from := r.o.Since.Add(-clockSlack)
 		for len(r.files) > 1 && r.files[0].modified.Before(from) {
@@ -284,6 +294,42 @@ func (r *reader) seek() error {
 		}
 	}
 	return nil
+}
+
+// resume goes to the position of an earlier Read. Where its file is gone, all
+// that is kept is newer.
+func (r *reader) resume() error {
+	for i, g := range r.files {
+		if g.id != r.o.After.File {
+			continue
+		}
+		if err := g.load(); err != nil {
+			return err
+		}
+		if g.endsAt(r.o.After) {
+			closeAll(r.files[:i])
+			r.files = r.files[i:]
+			g.off = r.o.After.Offset
+			return nil
+		}
+	}
+	return nil
+}
+
+// endsAt reports whether the entry before the position is in this file.
+func (g *generation) endsAt(p Position) bool {
+	if p.Offset <= 0 || p.Offset > g.size() {
+		return false
+	}
+	b := make([]byte, min(p.Offset, maxStored))
+	if _, err := g.r.ReadAt(b, p.Offset-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
+		return false
+	}
+	if b[len(b)-1] != '\n' {
+		return false
+	}
+	at, ok := entryTime(b[bytes.LastIndexByte(b[:len(b)-1], '\n')+1:])
+	return ok && at.Equal(p.Time)
 }
 
 // chosen reports whether an entry counts for the tail.

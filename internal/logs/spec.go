@@ -99,6 +99,15 @@ type Entry struct {
 	Line    []byte // with its newline, unless Partial; valid until the callback returns
 	Partial bool   // the line goes on in the stream's next entry
 	Attrs   map[string]string
+	After   Position // just behind this entry
+}
+
+// A Position is a place between two entries of a log, which a later Read can go
+// on from, also after files were rotated. The zero value is the beginning.
+type Position struct {
+	File   uint64    `json:",omitempty"` // the file's inode
+	Offset int64     `json:",omitempty"`
+	Time   time.Time `json:",omitzero"` // of the entry before; tells a file from a later one with its inode
 }
 
 // sortedKeys are m's keys, so that equal attributes give equal bytes.

@@ -136,7 +136,7 @@ var flagRows = []flagRow{
 
 // elsewhere are the flags that other tests of this package show.
 var elsewhere = map[string]string{
-	"detach-keys": "", "gpus": "", "log-driver": "", "log-opt": "", "runtime": "", "use-api-socket": "",
+	"detach-keys": "", "gpus": "", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "", "use-api-socket": "",
 	"health-cmd": "TestHealth", "health-interval": "TestHealth", "health-retries": "TestHealth", "health-start-interval": "TestHealth", "health-start-period": "TestHealth", "health-timeout": "TestHealth", "restart": "TestRestartPolicies",
 	"detach": "TestRunFlags/inspected", "cidfile": "TestRunFlags/inspected", "label": "TestRunFlags/inspected", "label-file": "TestRunFlags/inspected", "expose": "TestRunFlags/inspected",
 	"publish": "TestRunFlags/inspected", "publish-all": "TestRunFlags/inspected", "stop-signal": "TestRunFlags/inspected", "stop-timeout": "TestRunFlags/inspected", "interactive": "TestRunFlags/inspected",
