@@ -145,7 +145,9 @@ func newBuilder(t *testing.T, exec executor.Executor) *builder {
 }
 
 // serve puts the core behind a socket, and connects a client of BuildKit's.
-func serve(t testing.TB, c *core) *builder {
+func serve(t testing.TB, c *core) *builder { return serveControl(t, c, c.close) }
+
+func serveControl(t testing.TB, c *core, end func() error) *builder {
 	sock := filepath.Join(t.TempDir(), "b.sock")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
@@ -164,7 +166,7 @@ func serve(t testing.TB, c *core) *builder {
 		cl.Close()
 		srv.Stop()
 		<-done
-		if err := c.close(); err != nil {
+		if err := end(); err != nil {
 			t.Error(err)
 		}
 		for _, f := range b.close {

@@ -77,6 +77,15 @@ func (layers) Apply(ctx context.Context, r io.Reader, dir string, lowers []strin
 	return digest.Digest(a.DiffID), a.TarSize, err
 }
 
+func (layers) Tidy(dir string, lowers []string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return layer.Tidy(f, lowers)
+}
+
 // mounter attaches mounts.
 type mounter struct{}
 

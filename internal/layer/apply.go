@@ -42,12 +42,8 @@ func Apply(ctx context.Context, r io.Reader, root *os.File, o ApplyOptions) (_ A
 		return Applied{}, err
 	}
 	defer u.close()
-	for _, l := range o.Lowers {
-		fd, err := linux.OpenRoot(l)
-		if err != nil {
-			return Applied{}, errdefs.New(errdefs.Internal, "unpack", "layer", err)
-		}
-		u.lowers = append(u.lowers, fd)
+	if err := u.openLowers(o.Lowers); err != nil {
+		return Applied{}, errdefs.New(errdefs.Internal, "unpack", "layer", err)
 	}
 	p := newPipeline(r, u.limits.Bytes, sha256.New())
 	err = u.run(ctx, p)
@@ -59,6 +55,17 @@ func Apply(ctx context.Context, r io.Reader, root *os.File, o ApplyOptions) (_ A
 		return Applied{}, err
 	}
 	return Applied{u.bytes, int(u.entries), p.total, ocispec.Digest("sha256:" + hex.EncodeToString(sum))}, nil
+}
+
+func (u *unpacker) openLowers(dirs []string) error {
+	for _, l := range dirs {
+		fd, err := linux.OpenRoot(l)
+		if err != nil {
+			return err
+		}
+		u.lowers = append(u.lowers, fd)
+	}
+	return nil
 }
 
 type onlyReader struct{ io.Reader }

@@ -59,6 +59,7 @@ type StartRequest struct {
 	NetNS                 *os.File         // nil: the host's
 	Mounts                map[int]*os.File // detached mounts by index in Spec.Mounts
 	Group                 *cgroup.Group
+	Ready                 func()   // called when the set-up is done and the app has not begun; may be nil
 	Stdin, Stdout, Stderr *os.File // unused with a terminal
 }
 
@@ -389,6 +390,7 @@ func (e *Executor) network(ctx context.Context, s *step, u *undo.Stack) (ns *os.
 func (e *Executor) run(ctx context.Context, s *step, p executor.ProcessInfo, tell func()) error {
 	req := s.req
 	req.Spec, req.Root, req.Group = s.spec, s.root, s.group
+	req.Ready = func() { s.stubs.made(s.root) }
 	return e.supervise(ctx, s, p, req, func(ctx context.Context, r StartRequest) (*Process, error) {
 		proc, err := e.o.Runtime.Start(ctx, r)
 		if err == nil {

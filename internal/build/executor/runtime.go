@@ -58,6 +58,9 @@ func start(prog *initproc.Program, files, keep []*os.File, r StartRequest) (*Pro
 	if err := p.WaitReady(); err != nil {
 		return nil, err
 	}
+	if r.Ready != nil {
+		r.Ready()
+	}
 	if err := p.Release(); err != nil {
 		return nil, err
 	}

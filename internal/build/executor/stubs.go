@@ -14,7 +14,10 @@ import (
 type stubs struct{ places []place }
 
 // place is a path that does not exist yet.
-type place struct{ dir, base string } // dir has no links in it
+type place struct {
+	dir, base    string    // dir has no links in it
+	before, made time.Time // when dir was changed last: before our entry was there, and with it
+}
 
 // findStubs notes which of the mount points are missing; with deep also which
 // of the directories above them.
@@ -27,7 +30,8 @@ func findStubs(root *os.File, dests []string, deep bool) stubs {
 				break
 			}
 			if dir, ok := realDir(root, path.Dir(p)); ok {
-				if pl := (place{dir, path.Base(p)}); !slices.Contains(s.places, pl) {
+				if pl := (place{dir: dir, base: path.Base(p)}); !slices.ContainsFunc(s.places, pl.same) {
+					pl.before = changed(root, dir)
 					s.places = append(s.places, pl)
 				}
 			}
@@ -39,6 +43,29 @@ func findStubs(root *os.File, dests []string, deep bool) stubs {
 	// What lies deeper goes first.
 	slices.SortStableFunc(s.places, func(a, b place) int { return len(b.dir) - len(a.dir) })
 	return s
+}
+
+func (pl place) same(other place) bool { return pl.dir == other.dir && pl.base == other.base }
+
+// changed is when a directory was changed last, or zero.
+func changed(root *os.File, p string) time.Time {
+	dir, err := linux.OpenDirInRoot(root, p)
+	if err != nil {
+		return time.Time{}
+	}
+	defer dir.Close()
+	st, err := linux.StatAt(dir, ".")
+	if err != nil {
+		return time.Time{}
+	}
+	return st.Mtime
+}
+
+// made is called when the mount points are there and the step has not begun.
+func (s stubs) made(root *os.File) {
+	for i := range s.places {
+		s.places[i].made = changed(root, s.places[i].dir)
+	}
 }
 
 // realDir is the directory p without links, as far as it exists.
@@ -92,6 +119,11 @@ func (pl place) remove(root, dir *os.File) {
 	if linux.UnlinkAt(dir, pl.base, isDir) != nil { // a directory in use stays
 		return
 	}
-	// The directory's time must not tell that we were there.
-	linux.TimesAt(dir, ".", time.Now(), before.Mtime)
+	// The directory's time must not tell that we were there. What the step
+	// did after us counts.
+	at := before.Mtime
+	if at.Equal(pl.made) && !pl.before.IsZero() {
+		at = pl.before
+	}
+	linux.TimesAt(dir, ".", time.Now(), at)
 }

@@ -46,6 +46,11 @@ func (n *node) key() (key string, mutable bool) {
 
 func (v *view) Open(ctx context.Context) (*os.File, error) {
 	key, mutable := v.n.key()
+	if mutable && !v.readOnly {
+		v.n.s.mu.Lock()
+		v.n.ran = true
+		v.n.s.mu.Unlock()
+	}
 	return v.n.s.o.Snapshots.Open(ctx, key, v.readOnly || !mutable)
 }
 

@@ -63,6 +63,7 @@ type node struct {
 	children int // nodes on top of this one, and others that need it to stay
 	dead     bool
 	attached string // where the node is mounted for BuildKit's own steps
+	ran      bool   // a container had it as its root, or wrote to it
 }
 
 // save writes the record. Preconditions: s.mu is held.
@@ -200,7 +201,7 @@ func (n *node) finalize(ctx context.Context) error {
 		return nil
 	}
 	name, key := n.rec.Snapshot, m.rec.Snapshot
-	path := m.attached
+	path, ran := m.attached, m.ran
 	m.attached = ""
 	s.mu.Unlock()
 
@@ -208,6 +209,17 @@ func (n *node) finalize(ctx context.Context) error {
 		// The directory must not be the writable one of a mount when it
 		// becomes part of others.
 		s.detach(path)
+	}
+	if ran && n.parent != nil {
+		// A step's mount points, which are gone again, left the directories
+		// that they were in.
+		own, lowers, err := s.o.Snapshots.Dirs(key)
+		if err == nil {
+			err = s.o.Layers.Tidy(own, lowers)
+		}
+		if err != nil {
+			return fmt.Errorf("committing a build step: %w", err)
+		}
 	}
 	// The commit must not be torn by a cancelled build.
 	if err := s.o.Snapshots.Commit(context.WithoutCancel(ctx), name, key); err != nil {

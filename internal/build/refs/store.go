@@ -54,6 +54,8 @@ type Layers interface {
 	// Apply unpacks a blob, compressed or not, as the own directory of an
 	// active snapshot, and returns the digest and size of the uncompressed tar.
 	Apply(ctx context.Context, r io.Reader, dir string, lowers []string) (digest.Digest, int64, error)
+	// Tidy removes directories that only repeat what is below them.
+	Tidy(dir string, lowers []string) error
 }
 
 // Mounter attaches mounts where BuildKit's own steps can reach them.

@@ -272,6 +272,9 @@ func (s *Snapshots) Close() {
 // Layers makes tars with containerd's archive package.
 type Layers struct{}
 
+// Tidy does nothing.
+func (Layers) Tidy(string, []string) error { return nil }
+
 func (Layers) Tar(ctx context.Context, w io.Writer, dir string) error {
 	return archive.WriteDiff(ctx, w, "", dir)
 }
