@@ -154,7 +154,6 @@ func (f *foreground) wait(pid int) int {
 	return st.Code
 }
 
-func (f *foreground) close() {
-	f.restore()
-	signal.Stop(f.signals)
-}
+// close gives the terminal back. The signals stay caught: the program ends now, and
+// giving them back would take longer than removing the container.
+func (f *foreground) close() { f.restore() }
