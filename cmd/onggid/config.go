@@ -43,6 +43,7 @@ type config struct {
 	ipv6, icc                              bool
 	dns, dnsSearch, dnsOptions             []string
 	publishIP                              string
+	hostGateway                            []string
 
 	tls, tlsVerify            bool
 	tlsCA, tlsCert, tlsKey    string
@@ -57,6 +58,7 @@ type config struct {
 	defaultRuntime            string
 	initByDefault, noNewPrivs bool
 	stopTimeout               int
+	features                  map[string]bool
 	builder                   builderConfig
 	pidsLimit                 int
 
@@ -184,13 +186,13 @@ func settings(c *config) []setting {
 		{flag: "cpu-rt-runtime", key: "cpu-rt-runtime", refuse: "not supported"},
 		{flag: "default-gateway", key: "default-gateway", refuse: "the gateway of the default network is its bridge; see --bip"},
 		{flag: "default-gateway-v6", key: "default-gateway-v6", refuse: "the gateway of the default network is its bridge"},
-		{flag: "host-gateway-ip", key: "host-gateway-ips", refuse: "host-gateway is the gateway of the container's network"},
+		{flag: "host-gateway-ip", key: "host-gateway-ips", usage: "address that host-gateway means in extra hosts (default: the gateway of the container's network)", to: &c.hostGateway},
 		{flag: "http-proxy", key: "http-proxy", note: "set HTTP_PROXY for the engine", to: new(string)},
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
-		{flag: "feature", note: "there are no features to switch", to: new([]string)},
+		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder", to: &c.features},
 		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", note: "CDI devices are not supported yet", to: new([]string)},
-		{key: "features", note: "", list: true}, {key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
+		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}
 }
 
@@ -325,6 +327,18 @@ func assign(to any, v string) (err error) {
 		*t, err = units.RAMInBytes(v)
 	case *[]string:
 		*t = append(*t, v)
+	case *map[string]bool:
+		k, val, ok := strings.Cut(v, "=")
+		on := true
+		if ok {
+			if on, err = strconv.ParseBool(val); err != nil {
+				return err
+			}
+		}
+		if *t == nil {
+			*t = map[string]bool{}
+		}
+		(*t)[k] = on
 	case *map[string]string:
 		k, val, ok := strings.Cut(v, "=")
 		if !ok {
@@ -508,6 +522,11 @@ func (c *config) check() error {
 	for _, d := range c.dns {
 		if _, err := netip.ParseAddr(d); err != nil {
 			return invalid("--dns %q: want an IP address", d)
+		}
+	}
+	for _, a := range c.hostGateway {
+		if _, err := netip.ParseAddr(a); err != nil {
+			return invalid("--host-gateway-ip %q: want an IP address", a)
 		}
 	}
 	for _, m := range c.mirrors {

@@ -75,7 +75,7 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	if s.networks, err = network.Open(ctx, networkOptions(c, s.db, bus, part("network"))); err != nil {
 		return s, err
 	}
-	if s.volumes, err = volume.Open(filepath.Join(c.dataRoot, "volumes"), s.db); err != nil {
+	if s.volumes, err = volume.Open(filepath.Join(c.dataRoot, "volumes"), s.db, bus); err != nil {
 		return s, err
 	}
 	if s.monitor, err = monitor.Connect(ctx, monitor.Options{ExecRoot: c.execRoot, Logger: part("monitor")}); err != nil {
@@ -155,7 +155,7 @@ func defaults(c *config, m *machine) container.Defaults {
 		LogType:   c.logDriver, LogOpts: c.logOpts, Ulimits: c.ulimits, ShmSize: c.shmSize, CgroupParent: c.cgroups(),
 		IpcMode: containertypes.IpcMode(c.ipcMode), CgroupnsMode: containertypes.CgroupnsMode(c.cgroupnsMode),
 		Init: c.initByDefault, NoNewPrivs: c.noNewPrivs, StopTimeout: c.stopTimeout, PidsLimit: int64(c.pidsLimit),
-		CgroupV2: m.cgroups == cgroup.V2, Runtimes: []string{"onggi", "runc", "io.containerd.runc.v2"},
+		CgroupV2: m.cgroups == cgroup.V2, HostGateway: c.hostGateway, Runtimes: []string{"onggi", "runc", "io.containerd.runc.v2"},
 	}
 }
 
@@ -165,6 +165,9 @@ func engineInfo(c *config, m *machine) engineapi.EngineInfo {
 		ID: m.id, Name: name, Root: c.dataRoot, Version: version, Commit: commit, BuildTime: buildTime, Debug: c.debug, Labels: c.labels,
 		LogDriver: c.logDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1", Controllers: m.controllers,
 		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", Warnings: m.warnings,
+	}
+	if on, said := c.features["buildkit"]; said && !on {
+		e.ClassicBuilder = true
 	}
 	if c.systemdCgroups() {
 		e.CgroupDriver = "systemd"

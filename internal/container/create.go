@@ -218,7 +218,7 @@ func (s *Service) resolveModes(h *HostConfig) error {
 		}
 		c, err := s.findReferred(name)
 		if err != nil {
-			return err
+			return errdefs.Newf(errdefs.KindOf(err), "", "", "could not get container for %s: %w", clip(name), err)
 		}
 		if other, _ := c.view(); other.HostConfig.NetworkMode.IsHost() {
 			return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")

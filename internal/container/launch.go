@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/cgroup"
 	"github.com/onggi/onggi/internal/monitor"
@@ -232,8 +233,12 @@ func (s *Service) namespaceOf(ref, kind string) (string, error) {
 	}
 	rec, st := c.view()
 	if !st.State.HasProcess() {
+		hint := "start " + rec.Name + " first"
+		if kind == "net" {
+			return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "cannot join network namespace of a non running container: %s", c.id), hint)
+		}
 		// Docker answers with 500 here.
-		return "", errdefs.WithHint(errdefs.Newf(errdefs.Internal, "", "", "failed to join %s namespace: container %s is not running", strings.ToUpper(kind), c.id), "start "+rec.Name+" first")
+		return "", errdefs.WithHint(errdefs.Newf(errdefs.Internal, "", "", "failed to join %s namespace: container %s is not running", strings.ToUpper(kind), c.id), hint)
 	}
 	if m := rec.HostConfig.IpcMode; kind == "ipc" && (m.IsPrivate() || m.IsNone()) {
 		return "", errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "failed to join IPC namespace: container %s: non-shareable IPC", c.id), "create "+rec.Name+" with --ipc shareable")
@@ -331,7 +336,7 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 		return nil, st, nil
 	case h.NetworkMode.IsHost():
 		hosts, _ := os.ReadFile("/etc/hosts")
-		for _, e := range h.ExtraHosts {
+		for _, e := range extraHosts(h.ExtraHosts, s.o.Defaults.HostGateway) {
 			hosts = append(hosts, extraHostLine(e)...)
 		}
 		resolv, _ := os.ReadFile("/etc/resolv.conf")
@@ -346,7 +351,7 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 	if netns, err = linux.NewNetNS(); err != nil {
 		return nil, st, err
 	}
-	q := sandboxRequest(rec, in.Hostname)
+	q := s.sandboxRequest(rec, in.Hostname)
 	q.NetNS = netns
 	r.network = true
 	box, err := s.o.Networks.Attach(ctx, q)
@@ -384,6 +389,26 @@ func (s *Service) writeEtc(in *specInput, dir string, hosts, resolv []byte) erro
 		*f.path = p
 	}
 	return nil
+}
+
+// extraHosts puts the addresses that the engine's configuration gives the host
+// in place of the word.
+func extraHosts(hosts []string, gateways []string) []string {
+	if len(gateways) == 0 {
+		return hosts
+	}
+	var out []string
+	for _, h := range hosts {
+		name, isGateway := strings.CutSuffix(h, ":host-gateway")
+		if !isGateway {
+			out = append(out, h)
+			continue
+		}
+		for _, g := range gateways {
+			out = append(out, name+":"+g)
+		}
+	}
+	return out
 }
 
 func extraHostLine(e string) string {
@@ -424,9 +449,9 @@ func resolvConf(host []byte, h *HostConfig) []byte {
 	return []byte(b.String())
 }
 
-func sandboxRequest(rec *Record, hostname string) network.SandboxRequest {
+func (s *Service) sandboxRequest(rec *Record, hostname string) network.SandboxRequest {
 	h := rec.HostConfig
-	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: h.ExtraHosts, Links: linksOf(rec)}
+	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: extraHosts(h.ExtraHosts, s.o.Defaults.HostGateway), Links: linksOf(rec)}
 	for _, d := range h.DNS {
 		q.DNS = append(q.DNS, d.String())
 	}
@@ -553,6 +578,7 @@ func (s *Service) releaseRun(ctx context.Context, id string, r *run) error {
 	}
 	for _, v := range r.volumes {
 		errs = append(errs, s.o.Volumes.Unmount(ctx, v, id))
+		s.o.Events.Emit(events.Volume, "unmount", v, map[string]string{"container": id, "driver": "local"})
 	}
 	if r.group != nil {
 		errs = append(errs, r.group.Delete())

@@ -52,6 +52,7 @@ type Defaults struct {
 	StopTimeout  int
 	PidsLimit    int64 // 0 = the built-in one, -1 = none
 	CgroupV2     bool
+	HostGateway  []string // addresses that host-gateway means; none = the gateway of the container's network
 	Runtimes     []string // names that also mean our own runtime
 }
 
@@ -321,8 +322,6 @@ func checkConfig(c *Config, h *HostConfig) error {
 		return invalid("%d exposed ports: at most %d are allowed", len(c.ExposedPorts), maxPorts)
 	case len(c.Cmd)+len(c.Entrypoint) == 0:
 		return errdefs.WithHint(invalid("no command specified"), "name a command after the image; the image has none")
-	case len(c.Entrypoint) == 0 && c.Cmd[0] == "":
-		return invalid("the command is empty")
 	}
 	if err := checkLabels(c.Labels); err != nil {
 		return err

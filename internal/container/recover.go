@@ -115,7 +115,7 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 	if !run.network {
 		return nil
 	}
-	q := sandboxRequest(rec, in.Hostname)
+	q := s.sandboxRequest(rec, in.Hostname)
 	if rec.HostConfig.NetworkMode.IsHost() {
 		return &q
 	}

@@ -132,7 +132,7 @@ func linuxResources(r *container.Resources, d Defaults) (*specs.LinuxResources, 
 	if r.PidsLimit != nil {
 		limit = *r.PidsLimit
 	}
-	if limit > 0 {
+	if limit > 0 || r.PidsLimit != nil { // -1 lifts the limit of an earlier update
 		out.Pids = &specs.LinuxPids{Limit: &limit}
 	}
 	var err error

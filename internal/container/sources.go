@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/snapshot"
 	"github.com/onggi/onggi/internal/undo"
@@ -32,6 +33,9 @@ func (s *Service) sourceMounts(ctx context.Context, rec *Record, r *run, root *o
 				return nil, err
 			}
 			r.volumes = append(r.volumes, m.Name)
+			s.o.Events.Emit(events.Volume, "mount", m.Name, map[string]string{
+				"container": rec.ID, "destination": m.Destination, "driver": m.Driver, "propagation": string(m.Propagation), "read/write": strconv.FormatBool(!m.ReadOnly),
+			})
 			if !m.Options.NoCopy {
 				if err := s.o.Volumes.CopyUp(ctx, m.Name, root, m.Destination); err != nil {
 					return nil, errdefs.New(errdefs.KindOf(err), "fill", quote("volume", m.Name), err)

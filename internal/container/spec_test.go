@@ -512,3 +512,13 @@ func TestOwnDev(t *testing.T) {
 		}
 	}
 }
+
+func TestExtraHosts(t *testing.T) {
+	in := []string{"a:1.2.3.4", "host:host-gateway", "b:::1"}
+	if got := extraHosts(in, nil); !slices.Equal(got, in) {
+		t.Errorf("%q", got)
+	}
+	if got := extraHosts(in, []string{"10.0.0.1", "fd00::1"}); !slices.Equal(got, []string{"a:1.2.3.4", "host:10.0.0.1", "host:fd00::1", "b:::1"}) {
+		t.Errorf("%q", got)
+	}
+}

@@ -558,6 +558,17 @@ func (s *Service) UsersOfImage(id string) []string {
 	return out
 }
 
+// NamesOfImage tells how the containers made from an image named it.
+func (s *Service) NamesOfImage(id string) []string {
+	var out []string
+	for _, c := range s.all() {
+		if rec, st := c.view(); rec.ImageID == id && st.State != Gone {
+			out = append(out, rec.Config.Image)
+		}
+	}
+	return out
+}
+
 // Counts are for GET /info.
 func (s *Service) Counts() (running, paused, stopped int) {
 	for _, c := range s.all() {

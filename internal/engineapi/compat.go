@@ -45,6 +45,9 @@ type legacyConfig struct {
 }
 
 func compatInspect(v containertypes.InspectResponse, ver version) any {
+	if ver < 48 {
+		v.ImageManifestDescriptor = nil
+	}
 	if ver >= 52 || v.NetworkSettings == nil {
 		return v
 	}

@@ -1,10 +1,12 @@
 package engineapi
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -92,6 +94,9 @@ func (s *Server) imageList(c *call) error {
 	}
 	if err := onlyKeys(f, "dangling", "label", "label!", "before", "since", "reference", "until", "id"); err != nil {
 		return err
+	}
+	if c.version >= 54 && c.boolean("identity") && !c.boolean("manifests") {
+		return invalid("identity requires manifests=1")
 	}
 	list, err := s.o.Images.List(image.ListOptions{All: c.boolean("all"), Filters: f})
 	if err != nil {
@@ -237,9 +242,6 @@ func (s *Server) imageCreate(c *call) error {
 }
 
 func (s *Server) imageImport(c *call, src string) error {
-	if src != "-" {
-		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "importing from a URL is not supported"), "download it and pipe it in: curl "+clip(src)+" | onggi import -")
-	}
 	repo, tag := c.query("repo"), c.query("tag")
 	ref, err := repoTag(repo, tag)
 	if err != nil {
@@ -256,13 +258,53 @@ func (s *Server) imageImport(c *call, src string) error {
 	if p != nil {
 		q.Platform = *p
 	}
+	body := io.Reader(c.r.Body)
+	if src != "-" {
+		remote, err := openURL(c.ctx(), src)
+		if err != nil {
+			return err
+		}
+		defer remote.Close()
+		body = remote
+	}
 	out := c.progress()
-	img, err := s.o.Images.Import(c.ctx(), c.r.Body, q)
+	img, err := s.o.Images.Import(c.ctx(), body, q)
 	if err != nil {
 		return out.end(err)
 	}
 	out.send(message{Status: img.ID})
 	return nil
+}
+
+// openURL reads what a web server has.
+func openURL(ctx context.Context, src string) (io.ReadCloser, error) {
+	if !strings.Contains(src, "://") {
+		src = "http://" + src
+	}
+	u, err := url.Parse(src)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, invalid("%.200q is not the URL of a web server", src)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Invalid, "", "", err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, errdefs.New(errdefs.Unavailable, "", "", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	resp.Body.Close()
+	kind := errdefs.Unavailable
+	switch resp.StatusCode {
+	case http.StatusNotFound:
+		kind = errdefs.NotFound
+	case http.StatusUnauthorized, http.StatusForbidden:
+		kind = errdefs.Forbidden
+	}
+	return nil, errdefs.Newf(kind, "", "", "failed to GET %s with status %s", u.Redacted(), resp.Status)
 }
 
 func clip(s string) string {
@@ -349,7 +391,7 @@ func (s *Server) imagePrune(c *call) error {
 	if err := onlyKeys(f, "dangling", "label", "label!", "until"); err != nil {
 		return err
 	}
-	r, err := s.o.Images.Prune(c.ctx(), image.PruneOptions{Filters: f, InUse: s.o.Containers.UsersOfImage})
+	r, err := s.o.Images.Prune(c.ctx(), image.PruneOptions{Filters: f, InUse: s.o.Containers.UsersOfImage, UsedAs: s.o.Containers.NamesOfImage})
 	if err != nil {
 		return err
 	}
@@ -368,11 +410,6 @@ func (s *Server) imageSave(c *call) error {
 	var all []string
 	for _, n := range names {
 		all = append(all, strings.Split(n, ",")...)
-	}
-	for _, n := range all {
-		if _, err := s.o.Images.Get(n); err != nil {
-			return err
-		}
 	}
 	p, err := c.platform()
 	if err != nil {

@@ -56,6 +56,7 @@ type EngineInfo struct {
 	LogDriver      string
 	CgroupDriver   string
 	CgroupVersion  string
+	ClassicBuilder bool     // what clients are told to build with
 	Controllers    []string // control group controllers of this machine
 	Mirrors        []string
 	Insecure       []string

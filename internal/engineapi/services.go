@@ -53,6 +53,7 @@ type containerLooks interface {
 	Endpoints() map[string][]container.EndpointView
 	VolumeUsers() map[string]int
 	UsersOfImage(id string) []string
+	NamesOfImage(id string) []string
 	Connect(ctx context.Context, ref, network string, ep *networktypes.EndpointSettings) error
 	Disconnect(ctx context.Context, ref, network, networkID string, force bool) error
 	Commit(ctx context.Context, ref string, o container.CommitOptions) (imageID string, err error)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -37,7 +38,7 @@ func (s *Server) ping(c *call) error {
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
 	h.Set("Builder-Version", "2")
-	if s.o.Builder == nil {
+	if s.o.Builder == nil || s.o.Engine.ClassicBuilder {
 		h.Set("Builder-Version", "1")
 	}
 	h.Set("Swarm", "inactive")
@@ -96,19 +97,48 @@ func (s *Server) info(c *call) error {
 		Runtimes: map[string]systemtypes.RuntimeWithStatus{"onggi": {Runtime: systemtypes.Runtime{Path: "onggi-init"}}}, DefaultRuntime: "onggi",
 		Swarm:           swarmtypes.Info{LocalNodeState: swarmtypes.LocalNodeStateInactive},
 		SecurityOptions: securityOptions(e.CgroupVersion), Warnings: e.Warnings,
-		RegistryConfig:  &registrytypes.ServiceConfig{IndexConfigs: map[string]*registrytypes.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: nonNil(e.Mirrors), Secure: true, Official: true}}, Mirrors: nonNil(e.Mirrors)},
+		RegistryConfig:  &registrytypes.ServiceConfig{IndexConfigs: map[string]*registrytypes.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: withSlash(e.Mirrors), Secure: true, Official: true}}, Mirrors: withSlash(e.Mirrors)},
 		FirewallBackend: &systemtypes.FirewallInfo{Driver: "nftables"},
 		CDISpecDirs:     []string{},
 	}
+	cidrs := []string{"::1/128", "127.0.0.0/8"}
 	for _, r := range e.Insecure {
+		if strings.Contains(r, "/") {
+			cidrs = append(cidrs, r)
+			continue
+		}
 		if v.RegistryConfig.IndexConfigs[r] == nil {
 			v.RegistryConfig.IndexConfigs[r] = &registrytypes.IndexInfo{Name: r, Mirrors: []string{}}
+		}
+	}
+	for _, r := range cidrs {
+		if p, err := netip.ParsePrefix(r); err == nil {
+			v.RegistryConfig.InsecureRegistryCIDRs = append(v.RegistryConfig.InsecureRegistryCIDRs, p.Masked())
 		}
 	}
 	if v.Labels == nil {
 		v.Labels = []string{}
 	}
+	if c.version < 50 {
+		return c.json(http.StatusOK, legacyInfo{Info: v})
+	}
 	return c.json(http.StatusOK, v)
+}
+
+// legacyInfo has the fields that 1.50 removed.
+type legacyInfo struct {
+	systemtypes.Info
+	BridgeNfIptables  bool
+	BridgeNfIp6tables bool
+}
+
+// withSlash spells addresses of mirrors as Docker does.
+func withSlash(urls []string) []string {
+	out := make([]string, len(urls))
+	for i, u := range urls {
+		out[i] = strings.TrimSuffix(u, "/") + "/"
+	}
+	return out
 }
 
 func nonNil(s []string) []string {
@@ -305,6 +335,9 @@ func (s *Server) diskUsage(c *call) error {
 	}
 	if want("container") {
 		u.containers, _ = s.o.Containers.List(c.ctx(), container.ListOptions{All: true, Size: true})
+		for i := range u.containers {
+			u.containers[i].ImageManifestDescriptor = nil
+		}
 	}
 	if want("volume") {
 		err = errors.Join(err, u.addVolumes(s))

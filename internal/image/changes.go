@@ -36,6 +36,10 @@ func applyChange(c *ocispec.ImageConfig, word, rest string) error {
 		return bad("%s needs an argument", word)
 	}
 	switch word {
+	case "ENV", "LABEL", "EXPOSE", "VOLUME", "USER", "WORKDIR", "STOPSIGNAL":
+		rest = expand(rest, c.Env)
+	}
+	switch word {
 	case "CMD":
 		c.Cmd = command(rest, c.Shell)
 		c.ArgsEscaped = false
@@ -204,6 +208,63 @@ func splitWords(s string) ([]string, error) {
 		out = append(out, b.String())
 	}
 	return out, nil
+}
+
+// expand puts in variables as a Dockerfile does: $name, ${name}, ${name:-word}
+// and ${name:+word}, but not within single quotes or after a backslash.
+func expand(s string, env []string) string {
+	value := func(name string) string {
+		for _, e := range env {
+			if v, ok := strings.CutPrefix(e, name+"="); ok {
+				return v
+			}
+		}
+		return ""
+	}
+	nameEnd := func(s string) int {
+		i := 0
+		for i < len(s) && (s[i] == '_' || s[i] >= 'a' && s[i] <= 'z' || s[i] >= 'A' && s[i] <= 'Z' || i > 0 && s[i] >= '0' && s[i] <= '9') {
+			i++
+		}
+		return i
+	}
+	var out strings.Builder
+	quoted, double := false, false
+	for i := 0; i < len(s); i++ {
+		rest := s[i+1:]
+		switch {
+		case s[i] == '\\' && rest != "" && !quoted:
+			if rest[0] != '$' {
+				out.WriteByte('\\')
+			}
+			out.WriteByte(rest[0])
+			i++
+		case s[i] == '\'' && !double:
+			quoted = !quoted
+			out.WriteByte('\'')
+		case s[i] == '"' && !quoted:
+			double = !double
+			out.WriteByte('"')
+		case s[i] == '$' && !quoted && nameEnd(rest) > 0:
+			n := nameEnd(rest)
+			out.WriteString(value(rest[:n]))
+			i += n
+		case s[i] == '$' && !quoted && strings.HasPrefix(rest, "{") && strings.Contains(rest, "}"):
+			inner, _, _ := strings.Cut(rest[1:], "}")
+			n := nameEnd(inner)
+			v, op := value(inner[:n]), inner[n:]
+			if word, ok := strings.CutPrefix(op, ":-"); ok && v == "" {
+				v = word
+			} else if word, ok := strings.CutPrefix(op, ":+"); ok && v != "" {
+				v = word
+			}
+			out.WriteString(v)
+			i += len(inner) + 2
+		default:
+			out.WriteByte(s[i])
+		}
+	}
+	return out.String()
 }
 
 // parsePairs reads key=value…, or the old form "key value".

@@ -216,6 +216,8 @@ type HistoryItem struct {
 type PruneOptions struct {
 	Filters map[string][]string
 	InUse   func(imageID string) []string
+	// UsedAs tells by which names, or IDs, containers were made from an image.
+	UsedAs func(imageID string) []string
 }
 
 // PruneReport tells what a prune removed.

@@ -139,8 +139,9 @@ func (f *filter) names(in []string) []string {
 			a, _ := path.Match(p, r.Familiar())
 			b, _ := path.Match(p, r.FamiliarName())
 			// Docker's own names may be spelled in full, too.
-			c := p == r.Name() || p == r.String()
-			if a || b || c {
+			c, _ := path.Match(p, r.String())
+			d, _ := path.Match(p, r.Name())
+			if a || b || c || d {
 				out = append(out, n)
 				break
 			}

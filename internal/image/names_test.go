@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,25 @@ func TestListAndFilters(t *testing.T) {
 	}
 	if list, _ := e.List(ListOptions{All: true}); len(list) != 1 || list[0].ID != three.ID {
 		t.Errorf("%+v", list)
+	}
+}
+
+// Of an image in use a prune of everything takes the names that nobody used.
+func TestPruneNames(t *testing.T) {
+	for used, want := range map[string][]string{"app:b": {"app:b"}, "app": {"app:latest"}, "an ID": {"app:latest"}} {
+		e := newEngine(t)
+		img := e.add("app:a")
+		e.tag(img.ID, "app:b")
+		e.tag(img.ID, "app:latest")
+		rep, err := e.Prune(t.Context(), PruneOptions{
+			Filters: map[string][]string{"dangling": {"false"}},
+			InUse:   func(string) []string { return []string{"c"} },
+			UsedAs:  func(string) []string { return []string{used} },
+		})
+		got, gerr := e.Get(img.ID)
+		if err != nil || gerr != nil || len(rep.Removed) != 2 || !slices.Equal(got.RepoTags, want) {
+			t.Errorf("used as %s: %v left, %+v, %v %v", used, got.RepoTags, rep.Removed, err, gerr)
+		}
 	}
 }
 

@@ -56,6 +56,30 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// Variables are those of the configuration that is changed.
+func TestChangesExpand(t *testing.T) {
+	env := []string{"PATH=/bin", "HOME=/root", "EMPTY="}
+	for in, want := range map[string]string{
+		`PATH=/usr/bin:$PATH`:   `PATH=/usr/bin:/bin`,
+		`A=${PATH}x B=$HOME`:    `A=/binx B=/root`,
+		`A='$PATH' B="$PATH's"`: `A='$PATH' B="/bin's"`,
+		`A=\$PATH B=a\ b`:       `A=$PATH B=a\ b`,
+		`${NO:-x}${EMPTY:-y}${HOME:-z}${HOME:+set}${NO:+set}`: `xy/rootset`,
+		`$ $1 ${ $NO.`: `$ $1 ${ .`,
+	} {
+		if got := expand(in, env); got != want {
+			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+	c := ocispec.ImageConfig{Env: env}
+	if err := applyChanges(&c, []string{"ENV PATH=/opt:$PATH", "WORKDIR $HOME", "CMD echo $PATH"}); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := json.Marshal(c); string(b) != `{"Env":["HOME=/root","EMPTY=","PATH=/opt:/bin"],"Cmd":["/bin/sh","-c","echo $PATH"],"WorkingDir":"/root"}` {
+		t.Errorf("%s", b)
+	}
+}
+
 func FuzzChanges(f *testing.F) {
 	for _, s := range []string{`ENV A="b c" D=e\ f`, `HEALTHCHECK --retries=3 CMD ["a"]`, `EXPOSE 90-91/udp`, `LABEL 'a`} {
 		f.Add(s)

@@ -403,6 +403,13 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 				return rep, context.Cause(ctx)
 			}
 			if len(o.InUse(e.id)) > 0 {
+				if all && o.UsedAs != nil {
+					removed, err := s.untag(e.id, s.spare(e.id, o.UsedAs(e.id)))
+					rep.Removed = append(rep.Removed, removed...)
+					if err != nil {
+						return rep, err
+					}
+				}
 				continue
 			}
 			if len(s.children(e.id)) > 0 {
@@ -427,6 +434,24 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 	rep.Freed = before - s.Usage(nil).Layers
 	s.collectPartials(time.Now())
 	return rep, nil
+}
+
+// spare lists the tags by which no container knows an image; one always stays.
+func (s *Service) spare(id string, usedAs []string) []reference.Ref {
+	s.mu.RLock()
+	tags := tagsOf(s.refsLocked(id))
+	s.mu.RUnlock()
+	slices.SortFunc(tags, func(a, b reference.Ref) int { return strings.Compare(a.String(), b.String()) })
+	used := map[reference.Ref]bool{}
+	for _, n := range usedAs {
+		if r, err := reference.Parse(n); err == nil && r.Digest == "" && slices.Contains(tags, r.OrLatest()) {
+			used[r.OrLatest()] = true
+		}
+	}
+	if len(used) == 0 && len(tags) > 0 {
+		used[tags[len(tags)-1]] = true
+	}
+	return slices.DeleteFunc(tags, func(r reference.Ref) bool { return used[r] })
 }
 
 // Usage tells what the images take on disk. inUse tells which of them are

@@ -542,6 +542,10 @@ func (s *Service) Tag(ctx context.Context, src string, ref reference.Ref) error 
 	if ref.Digest != "" {
 		return errdefs.Newf(errdefs.Invalid, "tag", ref.Familiar(), "refusing to create a tag with a digest reference")
 	}
+	switch ref.FamiliarName() {
+	case "sha256", "sha384", "sha512":
+		return errdefs.Newf(errdefs.Invalid, "", "", "refusing to create an ambiguous tag using digest algorithm as name")
+	}
 	ref = ref.OrLatest()
 	s.mu.RLock()
 	e, err := s.findLocked(src)

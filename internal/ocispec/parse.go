@@ -190,7 +190,7 @@ func DetectType(b []byte, said string) (string, error) {
 	if k.SchemaVersion == 1 || k.FSLayers != nil || said == TypeDockerV1 || said == TypeDockerV1Signed {
 		return "", errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "read", what, "it is of Docker's schema version 1, which has no digests of its layers"), "push the image again with a client of this decade")
 	}
-	if k.SchemaVersion != 2 {
+	if k.SchemaVersion != 2 && k.SchemaVersion != 0 { // many leave it out, and everybody reads them
 		return "", invalid(what, "schema version %d, want 2", k.SchemaVersion)
 	}
 	isIndex, isManifest := k.Manifests != nil, k.Layers != nil || k.Config != nil

@@ -16,7 +16,7 @@ func Host() Platform {
 // the host's.
 func ParsePlatform(s string) (Platform, error) {
 	bad := func() (Platform, error) {
-		return Platform{}, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "invalid platform %q", s), "os/architecture[/variant], as in linux/arm64")
+		return Platform{}, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "invalid platform %q: unknown operating system or architecture", s), "os/architecture[/variant], as in linux/arm64")
 	}
 	parts := strings.Split(s, "/")
 	for i, p := range parts {

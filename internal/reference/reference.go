@@ -69,7 +69,8 @@ func Parse(s string) (Ref, error) {
 	}
 	var tagged bool
 	if r.Path, r.Tag, tagged = strings.Cut(rest, ":"); tagged && !ValidTag(r.Tag) {
-		return bad("a tag is up to 128 letters, digits, '_', '.', '-', and starts with none of the last two", "")
+		return Ref{}, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "invalid reference format"),
+			fmt.Sprintf("the tag %q: use up to 128 letters, digits, '_', '.', '-', starting with none of the last two", r.Tag))
 	}
 	switch {
 	case !validDomain(r.Domain):

@@ -47,6 +47,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/layer"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/metadb"
@@ -93,17 +94,18 @@ type live struct {
 type Service struct {
 	dir string
 	db  *metadb.DB
+	bus *events.Bus
 
 	mu   sync.Mutex
 	vols map[string]*live // guarded by mu
 }
 
-// Open reads the volumes in dir.
-func Open(dir string, db *metadb.DB) (*Service, error) {
+// Open reads the volumes in dir. What is made and removed is told to bus.
+func Open(dir string, db *metadb.DB, bus *events.Bus) (*Service, error) {
 	if err := os.MkdirAll(dir, 0o701); err != nil {
 		return nil, errdefs.New(errdefs.Internal, "open", "volumes in "+dir, err)
 	}
-	s := &Service{dir: dir, db: db, vols: map[string]*live{}}
+	s := &Service{dir: dir, db: db, bus: bus, vols: map[string]*live{}}
 	err := db.View(func(tx *metadb.Tx) error {
 		return tx.Each(bucket, func(name string, raw json.RawMessage) error {
 			v := &live{users: map[string]bool{}}
@@ -183,6 +185,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 		return Volume{}, errdefs.New(kindOf(err), "create", object(r.Name), err)
 	}
 	s.vols[r.Name] = v
+	s.bus.Emit(events.Volume, "create", r.Name, map[string]string{"driver": v.Driver})
 	return s.describeLocked(r.Name, v), nil
 }
 
@@ -313,6 +316,7 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) error {
 	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 		return errdefs.New(errdefs.Internal, "remove", object(name), err)
 	}
+	s.bus.Emit(events.Volume, "destroy", name, map[string]string{"driver": v.Driver})
 	return nil
 }
 

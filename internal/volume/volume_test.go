@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/metadb"
 	"github.com/onggi/onggi/internal/testenv"
 )
@@ -20,7 +21,7 @@ func open(t *testing.T, dir string) *Service {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	s, err := Open(filepath.Join(dir, "volumes"), db)
+	s, err := Open(filepath.Join(dir, "volumes"), db, events.New())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestLife(t *testing.T) {
 
 func open2(t *testing.T, s *Service) *Service {
 	t.Helper()
-	again, err := Open(s.dir, s.db)
+	again, err := Open(s.dir, s.db, events.New())
 	if err != nil {
 		t.Fatal(err)
 	}
