@@ -65,7 +65,7 @@ const (
 type Options struct {
 	DB                         *metadb.DB
 	ExecRoot                   string // tells this engine's table from another's
-	BridgeName                 string // of the default network; "" = onggi0
+	BridgeName                 string // of the default network; "" = onggi0, or one of this engine alone where its ExecRoot is not the usual
 	HostBridge                 bool   // that bridge is the host's: it is used as it is
 	NoBridge                   bool   // there is no default network: who wants it gets none
 	BIP, FixedCIDR, FixedCIDR6 string
@@ -149,7 +149,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.BridgeName == "" {
-		o.BridgeName = "onggi0"
+		o.BridgeName = bridgeName(o.ExecRoot)
 	}
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
@@ -170,13 +170,23 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	return s, nil
 }
 
-// tableName keeps engines that run side by side out of each other's rules.
-func tableName(execRoot string) string {
+// tableName and bridgeName keep engines that run side by side out of each other's
+// rules and addresses.
+func tableName(execRoot string) string { return "onggi" + suffix(execRoot) }
+
+func bridgeName(execRoot string) string {
+	if s := suffix(execRoot); s != "" {
+		return "onggi" + s // 14 characters; a link's name has up to 15
+	}
+	return "onggi0"
+}
+
+func suffix(execRoot string) string {
 	if execRoot == "" || execRoot == "/run/onggi" {
-		return "onggi"
+		return ""
 	}
 	sum := sha256.Sum256([]byte(execRoot))
-	return "onggi-" + hex.EncodeToString(sum[:4])
+	return "-" + hex.EncodeToString(sum[:4])
 }
 
 func (s *Service) load() error {

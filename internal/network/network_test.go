@@ -445,3 +445,19 @@ func BenchmarkAttachRelease(b *testing.B) {
 		ns.Close()
 	}
 }
+
+// Engines that run side by side share no device and no table.
+func TestNamesOfEngines(t *testing.T) {
+	for _, usual := range []string{"", "/run/onggi"} {
+		if b, n := bridgeName(usual), tableName(usual); b != "onggi0" || n != "onggi" {
+			t.Errorf("the usual engine has the bridge %q and the table %q", b, n)
+		}
+	}
+	one, two := bridgeName("/run/one"), bridgeName("/run/two")
+	if one == two || one == "onggi0" || len(one) > 15 {
+		t.Errorf("two engines have the bridges %q and %q", one, two)
+	}
+	if tableName("/run/one") == tableName("/run/two") {
+		t.Error("two engines have one table")
+	}
+}
