@@ -78,9 +78,6 @@ func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	e := &env{in: os.Stdin, out: os.Stdout, err: os.Stderr, host: os.Getenv("ONGGI_HOST")}
-	if e.host == "" {
-		e.host = os.Getenv("DOCKER_HOST_FOR_ONGGI")
-	}
 	e.self, _ = os.Executable()
 	cmd, rest, err := e.global(args)
 	if err == nil && cmd != nil {

@@ -23,7 +23,7 @@ func onggi(t *testing.T, config string, args ...string) (out, errs string, code 
 }
 
 func TestContexts(t *testing.T) {
-	for _, v := range []string{"ONGGI_HOST", "ONGGI_CONTEXT", "DOCKER_HOST_FOR_ONGGI"} {
+	for _, v := range []string{"ONGGI_HOST", "ONGGI_CONTEXT"} {
 		t.Setenv(v, "")
 	}
 	dir := t.TempDir()
