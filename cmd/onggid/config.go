@@ -54,7 +54,7 @@ type config struct {
 	shmSize                   int64
 	ipcMode, cgroupnsMode     string
 	cgroupParent              string
-	execOpts                  []string
+	execOpts, cdiDirs         []string
 	defaultRuntime            string
 	initByDefault, noNewPrivs bool
 	stopTimeout               int
@@ -142,6 +142,7 @@ func settings(c *config) []setting {
 		{flag: "exec-opt", key: "exec-opts", usage: "native.cgroupdriver=cgroupfs or systemd", to: &c.execOpts},
 		{flag: "default-runtime", key: "default-runtime", usage: "onggi (also as runc)", to: &c.defaultRuntime},
 		{flag: "init", key: "init", usage: "run an init in containers that reaps and forwards signals", to: &c.initByDefault},
+		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", usage: "directory of CDI device specifications (default /etc/cdi and /var/run/cdi)", to: &c.cdiDirs},
 		{flag: "no-new-privileges", key: "no-new-privileges", usage: "set no-new-privileges for containers by default", to: &c.noNewPrivs},
 
 		{flag: "live-restore", key: "live-restore", note: "containers always run on while the engine is away", to: new(bool)},
@@ -191,7 +192,6 @@ func settings(c *config) []setting {
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
 		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder", to: &c.features},
-		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", note: "CDI devices are not supported yet", to: new([]string)},
 		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}
 }
@@ -478,6 +478,9 @@ func invalid(format string, args ...any) error {
 
 // check refuses settings that cannot work together, and fills in the rest.
 func (c *config) check() error {
+	if len(c.cdiDirs) == 0 {
+		c.cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
+	}
 	for _, n := range c.notes {
 		if d, ok := strings.CutPrefix(n, "storage-driver refused: "); ok {
 			return errdefs.Newf(errdefs.Unsupported, "", "--storage-driver "+d, "the store is built on overlayfs; overlay2 and overlayfs are accepted")

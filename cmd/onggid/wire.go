@@ -84,7 +84,7 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	s.containers, err = container.New(container.Options{
 		Root: filepath.Join(c.dataRoot, "containers"), ExecRoot: c.execRoot, DB: s.db, Snapshots: s.snapshots, Images: s.images,
 		Networks: s.networks, Volumes: s.volumes, Monitor: s.monitor, Events: bus, Logger: part("container"),
-		Defaults: defaults(c, m), CgroupOptions: cgroup.Options{Systemd: c.systemdCgroups()},
+		Defaults: defaults(c, m), CgroupOptions: cgroup.Options{Systemd: c.systemdCgroups()}, CDIDirs: c.cdiDirs,
 	})
 	if err != nil {
 		return s, err
@@ -164,7 +164,7 @@ func engineInfo(c *config, m *machine) engineapi.EngineInfo {
 	e := engineapi.EngineInfo{
 		ID: m.id, Name: name, Root: c.dataRoot, Version: version, Commit: commit, BuildTime: buildTime, Debug: c.debug, Labels: c.labels,
 		LogDriver: c.logDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1", Controllers: m.controllers,
-		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", Warnings: m.warnings,
+		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", CDIDirs: c.cdiDirs, Warnings: m.warnings,
 	}
 	if on, said := c.features["buildkit"]; said && !on {
 		e.ClassicBuilder = true

@@ -200,6 +200,9 @@ func (s *Service) prepareSpec(in *specInput, rec *Record) (err error) {
 		}
 		in.DeviceRules = append(in.DeviceRules, d)
 	}
+	if err = s.addDevices(in); err != nil {
+		return err
+	}
 	if in.Seccomp, err = s.seccompFor(in); err != nil {
 		return err
 	}

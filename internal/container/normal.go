@@ -441,10 +441,6 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 	if _, err := parseSecurity(h.SecurityOpt); err != nil {
 		return nil, err
 	}
-	if len(h.DeviceRequests) > 0 {
-		r := h.DeviceRequests[0]
-		return nil, errdefs.Newf(errdefs.Unsupported, "", "", "could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
-	}
 	if h.ShmSize < 0 {
 		return nil, invalid("SHM size can not be less than 0")
 	}

@@ -85,7 +85,9 @@ type Options struct {
 	Defaults  Defaults
 	// CgroupOptions say how groups are made (directly, or by systemd).
 	CgroupOptions cgroup.Options
-	Logger        *slog.Logger
+	// CDIDirs are where device specifications are, the later ones winning.
+	CDIDirs []string
+	Logger  *slog.Logger
 }
 
 // Service keeps all containers of an engine.

@@ -39,6 +39,7 @@ type specInput struct {
 	Resources                 *specs.LinuxResources
 	Devices                   []specs.LinuxDevice
 	DeviceRules               []specs.LinuxDeviceCgroup
+	Edits                     *specs.Spec // what CDI devices bring beside nodes and rules
 	Seccomp                   *specs.LinuxSeccomp
 	Security                  security
 	KnownCaps                 int
@@ -106,6 +107,11 @@ func buildSpec(in specInput) *specs.Spec {
 		s.Linux.Resources.Devices = append(defaultDevices(), in.DeviceRules...)
 	}
 	s.Mounts, s.Linux.RootfsPropagation = specMounts(in)
+	if e := in.Edits; e != nil {
+		s.Process.Env = dedupEnv(append(s.Process.Env, e.Process.Env...))
+		s.Process.User.AdditionalGids = append(slices.Clone(s.Process.User.AdditionalGids), e.Process.User.AdditionalGids...)
+		s.Mounts = append(s.Mounts, e.Mounts...)
+	}
 	return s
 }
 

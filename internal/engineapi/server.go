@@ -61,6 +61,7 @@ type EngineInfo struct {
 	Mirrors        []string
 	Insecure       []string
 	InitBinary     string
+	CDIDirs        []string
 	Warnings       []string
 	AddressPools   [][2]string
 }

@@ -8,6 +8,7 @@ import (
 
 	containertypes "github.com/moby/moby/api/types/container"
 	networktypes "github.com/moby/moby/api/types/network"
+	systemtypes "github.com/moby/moby/api/types/system"
 	"google.golang.org/grpc"
 
 	"github.com/onggi/onggi/internal/build"
@@ -44,6 +45,7 @@ type containerLife interface {
 }
 
 type containerLooks interface {
+	CDIDevices() (found []systemtypes.DeviceInfo, warnings []string)
 	List(ctx context.Context, o container.ListOptions) ([]containertypes.Summary, error)
 	Inspect(ctx context.Context, ref string, size bool) (containertypes.InspectResponse, error)
 	Top(ref, args string) (containertypes.TopResponse, error)

@@ -99,8 +99,10 @@ func (s *Server) info(c *call) error {
 		SecurityOptions: securityOptions(e.CgroupVersion), Warnings: e.Warnings,
 		RegistryConfig:  &registrytypes.ServiceConfig{IndexConfigs: map[string]*registrytypes.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: withSlash(e.Mirrors), Secure: true, Official: true}}, Mirrors: withSlash(e.Mirrors)},
 		FirewallBackend: &systemtypes.FirewallInfo{Driver: "nftables"},
-		CDISpecDirs:     []string{},
+		CDISpecDirs:     nonNil(e.CDIDirs),
 	}
+	devices, warnings := s.o.Containers.CDIDevices()
+	v.DiscoveredDevices, v.Warnings = devices, append(slices.Clone(v.Warnings), warnings...)
 	cidrs := []string{"::1/128", "127.0.0.0/8"}
 	for _, r := range e.Insecure {
 		if strings.Contains(r, "/") {

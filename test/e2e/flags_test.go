@@ -95,6 +95,10 @@ var flagRows = []flagRow{
 	{flags: "--rm --security-opt label=disable --security-opt apparmor=unconfined", script: `echo ran`, want: "ran"},
 	{flags: "--rm --sysctl net.ipv4.ip_forward=0 --sysctl kernel.shmmax=12345678", script: `cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax`, want: "0\n12345678"},
 	{flags: "--rm --device /dev/fuse:/dev/melted:r", script: `test -c /dev/melted && echo there; (: >/dev/melted) 2>&1 | grep -o 'not permitted'`, want: "there\nnot permitted", needs: "/dev/fuse"},
+	{flags: "--rm --device example.org/dev=one", script: `test -c /dev/melted && : </dev/melted && echo $WHOLE $PART; cat /given; id -G`, want: "spec one\nfile\n0 44", needs: "/dev/fuse"},
+	{flags: "--rm --gpus all", script: `echo $GPU`, want: "all"},
+	{flags: "--rm --gpus 1", script: `echo $GPU`, want: "zero"},
+	{flags: `--rm --gpus device=all`, script: `echo $GPU`, want: "all"},
 	{flags: "--rm --device-cgroup-rule", script: `mknod /tmp/k c 10 229 && : </tmp/k && echo opened`, want: "opened", needs: "/dev/fuse"},
 	{flags: "--rm --cap-add MKNOD", script: `mknod /tmp/k c 10 229 && (: </tmp/k) 2>&1 | grep -o 'not permitted'`, want: "not permitted"},
 	{flags: "--rm --read-only --tmpfs /scratch:size=1m,mode=700,exec", script: `(: >/f) 2>&1 | grep -o Read-only; df -k /scratch | tail -1 | awk '{print $2}'; stat -c %a /scratch; grep -c ' /scratch [^ ]*noexec' /proc/self/mountinfo`, want: "Read-only\n1024\n700\n0"},
@@ -136,7 +140,7 @@ var flagRows = []flagRow{
 
 // elsewhere are the flags that other tests of this package show.
 var elsewhere = map[string]string{
-	"detach-keys": "", "gpus": "", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "", "use-api-socket": "",
+	"detach-keys": "", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "", "use-api-socket": "",
 	"health-cmd": "TestHealth", "health-interval": "TestHealth", "health-retries": "TestHealth", "health-start-interval": "TestHealth", "health-start-period": "TestHealth", "health-timeout": "TestHealth", "restart": "TestRestartPolicies",
 	"detach": "TestRunFlags/inspected", "cidfile": "TestRunFlags/inspected", "label": "TestRunFlags/inspected", "label-file": "TestRunFlags/inspected", "expose": "TestRunFlags/inspected",
 	"publish": "TestRunFlags/inspected", "publish-all": "TestRunFlags/inspected", "stop-signal": "TestRunFlags/inspected", "stop-timeout": "TestRunFlags/inspected", "interactive": "TestRunFlags/inspected",
@@ -144,12 +148,15 @@ var elsewhere = map[string]string{
 }
 
 func TestRunFlags(t *testing.T) {
-	e := newEngine(t)
-	e.busybox()
 	dir := t.TempDir()
+	e := newEngine(t, "--cdi-spec-dir", filepath.Join(dir, "cdi"))
+	e.busybox()
 	os.Chmod(filepath.Dir(dir), 0o755)
 	write(t, dir, map[string]string{
-		"env": "# comment\nB=from file\nC=has=more\n", "in/f": "file\n", "in/sub/f": "", "tree/below/f": "", "labels": "from=file\n",
+		"cdi/example.json": fmt.Sprintf(`{"cdiVersion":"0.7.0","kind":"example.org/dev","containerEdits":{"env":["WHOLE=spec"],"additionalGids":[44]},"devices":[{"name":"one","containerEdits":{"env":["PART=one"],
+			"deviceNodes":[{"path":"/dev/melted","hostPath":"/dev/fuse"}],"mounts":[{"hostPath":%q,"containerPath":"/given","options":["ro","bind"]}]}}]}`, filepath.Join(dir, "in/f")),
+		"cdi/gpu.yaml": "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ndevices:\n- name: all\n  containerEdits: {env: [GPU=all]}\n- name: \"0\"\n  containerEdits: {env: [GPU=zero]}\n- name: hooked\n  containerEdits: {hooks: [{hookName: createContainer, path: /bin/true}]}\n",
+		"env":          "# comment\nB=from file\nC=has=more\n", "in/f": "file\n", "in/sub/f": "", "tree/below/f": "", "labels": "from=file\n",
 		"seccomp.json": `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`,
 	})
 	mountTree(t, filepath.Join(dir, "tree"))
@@ -249,6 +256,9 @@ func refusedFlags(e *engine) {
 	} else {
 		e.refuse(125, []string{"parent groups real-time"}, "run", "--rm", "--cpu-rt-period", "1000000", "--cpu-rt-runtime", "95000", "busybox", "true")
 	}
+	e.refuse(125, []string{"unresolvable CDI devices"}, "run", "--rm", "--device", "example.org/dev=two", "busybox", "true")
+	e.refuse(125, []string{"could not select device driver", "[[gpu tea]]"}, "run", "--rm", "--gpus", "capabilities=tea", "busybox", "true")
+	e.refuse(125, []string{"has hooks"}, "run", "--rm", "--gpus", "device=hooked", "busybox", "true")
 	// Weights work where the disk's scheduler is BFQ; the error names the file.
 	if b, _ := os.ReadFile("/sys/block/" + filepath.Base(blockDevice()) + "/queue/scheduler"); !strings.Contains(string(b), "[bfq]") && cgroupVersion() == "v1" {
 		e.refuse(125, []string{"weight_device"}, "run", "--rm", "--blkio-weight-device", blockDevice()+":300", "busybox", "true")
