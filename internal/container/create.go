@@ -127,6 +127,13 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	if err != nil {
 		return img, nil, err
 	}
+	// An image may expose ports that are of no use here; the request may not.
+	if q.HostConfig.NetworkMode.IsContainer() && len(q.Config.ExposedPorts) > 0 {
+		return img, nil, invalid("conflicting options: port exposing and the container type network mode")
+	}
+	if err := checkModes(q.Config, q.HostConfig); err != nil {
+		return img, nil, err
+	}
 	if err := mergeImage(q.Config, ic); err != nil {
 		return img, nil, err
 	}
@@ -216,6 +223,10 @@ func (s *Service) resolveModes(h *HostConfig) error {
 		if name == "" {
 			return invalid("bad format for links: %s", clip(l))
 		}
+		if h.NetworkMode != "" && h.NetworkMode.IsUserDefined() { // a name of that network, whenever it comes
+			h.Links[i] = strings.TrimPrefix(name, "/") + ":" + path.Base(cmpOr(alias, name))
+			continue
+		}
 		c, err := s.findReferred(name)
 		if err != nil {
 			return errdefs.Newf(errdefs.KindOf(err), "", "", "could not get container for %s: %w", clip(name), err)
@@ -239,6 +250,31 @@ func (s *Service) findReferred(ref string) (*Container, error) {
 	return c, err
 }
 
+// checkEndpoint reports settings that a network cannot have.
+func checkEndpoint(name string, ep *network.EndpointSettings) error {
+	var problems []string
+	ip := ep.IPAMConfig
+	if ip == nil {
+		ip = &network.EndpointIPAMConfig{}
+	}
+	if !networkMode(name).IsUserDefined() && (ip.IPv4Address.IsValid() || ip.IPv6Address.IsValid()) {
+		problems = append(problems, "user-specified IP address is supported on user-defined networks only")
+	}
+	if (name == network.NetworkHost || name == network.NetworkNone) && len(ep.Aliases) > 0 {
+		problems = append(problems, "network-scoped aliases are only supported for user-defined networks")
+	}
+	if ip.IPv4Address.IsValid() && !ip.IPv4Address.Is4() {
+		problems = append(problems, "invalid IPv4 address: "+ip.IPv4Address.String())
+	}
+	if ip.IPv6Address.IsValid() && (!ip.IPv6Address.Is6() || ip.IPv6Address.Is4In6()) {
+		problems = append(problems, "invalid IPv6 address: "+ip.IPv6Address.String())
+	}
+	if len(problems) > 0 {
+		return invalid("invalid endpoint settings:\n%s", strings.Join(problems, "\n"))
+	}
+	return nil
+}
+
 // settleNetworks makes the list of networks agree with the network mode.
 func settleNetworks(q CreateRequest) (map[string]*network.EndpointSettings, error) {
 	mode := q.HostConfig.NetworkMode
@@ -260,8 +296,8 @@ func settleNetworks(q CreateRequest) (map[string]*network.EndpointSettings, erro
 		if ep == nil {
 			ep = &network.EndpointSettings{}
 		}
-		if ip := ep.IPAMConfig; ip != nil && !mode.IsUserDefined() && name == network.NetworkBridge && (ip.IPv4Address.IsValid() || ip.IPv6Address.IsValid()) {
-			return nil, invalid("invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported only when connecting to networks with user configured subnets")
+		if err := checkEndpoint(name, ep); err != nil {
+			return nil, invalid("invalid config for network %s: %w", clip(name), err)
 		}
 		for _, l := range ep.Links {
 			if n, _, _ := strings.Cut(l, ":"); n == "" {
@@ -270,7 +306,7 @@ func settleNetworks(q CreateRequest) (map[string]*network.EndpointSettings, erro
 		}
 		out[name] = ep.Copy()
 	}
-	if _, ok := out[primary]; !ok {
+	if len(out) == 0 {
 		out[primary] = &network.EndpointSettings{}
 	}
 	if len(out) > 1 && (mode.IsHost() || mode.IsNone()) {

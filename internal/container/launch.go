@@ -359,7 +359,7 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 	r.network = true
 	box, err := s.o.Networks.Attach(ctx, q)
 	if err != nil {
-		return netns, st, err
+		return netns, st, errdefs.Newf(errdefs.KindOf(err), "", "", "failed to set up container networking: %w", err) // clients look for these words
 	}
 	if c, err := s.find("start", rec.ID); err == nil {
 		c.mu.Lock()

@@ -63,6 +63,9 @@ func (s *Service) linkEnvironment(rec *Record) (env []string, err error) {
 				addr = e.IPv4.Addr().String()
 			}
 		}
+		if addr == "" {
+			return nil, errdefs.Newf(errdefs.Conflict, "", "", "Cannot link to /%s, as it does not belong to the default network", target.Name)
+		}
 		env = append(env, linkVariables(rec.Name, l.Alias, addr, target.Config)...)
 	}
 	return env, nil
@@ -99,7 +102,7 @@ func linkVariables(name, alias, addr string, target *Config) []string {
 // Unlink removes a link, named CONTAINER/ALIAS.
 func (s *Service) Unlink(ctx context.Context, ref string) error {
 	name, alias, ok := strings.Cut(strings.TrimPrefix(ref, "/"), "/")
-	if !ok {
+	if !ok || alias == "" {
 		return invalid("Conflict, cannot remove the default link name of the container")
 	}
 	c, err := s.find("remove link", name)
@@ -192,21 +195,22 @@ func (s *Service) Connect(ctx context.Context, ref, networkName string, ep *neta
 	defer unlock()
 	rec, st := c.view()
 	mode := rec.HostConfig.NetworkMode
+	if ep == nil {
+		ep = &netapi.EndpointSettings{}
+	}
+	if err := checkEndpoint(networkName, ep); err != nil {
+		return err
+	}
 	switch {
 	case mode.IsContainer():
 		return errdefs.Newf(errdefs.Conflict, "", "", "container sharing network namespace with another container or host cannot be connected to any other network")
 	case mode.IsHost() || networkName == netapi.NetworkHost:
-		return errdefs.Newf(errdefs.Forbidden, "", "", "cannot connect or disconnect container to or from the host network: container cannot be disconnected from host network or connected to host network")
+		return errdefs.Newf(errdefs.Forbidden, "", "", "cannot connect container to host network - container must be created in host network mode")
 	case mode.IsNone() || networkName == netapi.NetworkNone:
 		return errdefs.Newf(errdefs.Forbidden, "", "", "container cannot be connected to multiple networks with one of the networks in private (none) mode")
-	case ep != nil && ep.IPAMConfig != nil && networkName == netapi.NetworkBridge && (ep.IPAMConfig.IPv4Address.IsValid() || ep.IPAMConfig.IPv6Address.IsValid()):
-		return invalid("invalid endpoint settings:\nuser specified IP address is supported on user defined networks only")
 	}
 	if _, ok := rec.Networks[networkName]; ok {
 		return errdefs.Newf(errdefs.Conflict, "", "", "endpoint with name %s already exists in network %s", rec.Name, networkName)
-	}
-	if ep == nil {
-		ep = &netapi.EndpointSettings{}
 	}
 	if st.State.HasProcess() {
 		s.expectEtc(c)
@@ -253,7 +257,7 @@ func (s *Service) Disconnect(ctx context.Context, ref, networkName, id string, f
 		return errdefs.Newf(errdefs.Forbidden, "", "", "container %s is not connected to network %s", c.id, networkName)
 	}
 	if rec.HostConfig.NetworkMode.IsHost() {
-		return errdefs.Newf(errdefs.Forbidden, "", "", "container cannot be disconnected from host network or connected to host network")
+		return errdefs.Newf(errdefs.Forbidden, "", "", "cannot disconnect container from host network - container was created in host network mode")
 	}
 	if st.State.HasProcess() && at >= 0 {
 		s.expectEtc(c)

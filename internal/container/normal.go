@@ -282,6 +282,12 @@ func normaliseHost(h *HostConfig, d Defaults) (warnings []string, err error) {
 			return nil, err
 		}
 	}
+	// A port without any binding is published on any free one.
+	for port, bindings := range h.PortBindings {
+		if len(bindings) == 0 {
+			h.PortBindings[port] = []network.PortBinding{{}}
+		}
+	}
 	if h.Privileged && h.PortBindings == nil {
 		h.PortBindings = network.PortMap{}
 	}
@@ -505,8 +511,6 @@ func checkModes(c *Config, h *HostConfig) error {
 			return invalid("conflicting options: custom host-to-IP mapping and the network mode")
 		case n.IsContainer() && (len(h.PortBindings) > 0 || h.PublishAllPorts):
 			return invalid("conflicting options: port publishing and the container type network mode")
-		case n.IsContainer() && len(c.ExposedPorts) > 0:
-			return invalid("conflicting options: port exposing and the container type network mode")
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -108,9 +109,21 @@ func (s *Server) containerCreate(c *call) error {
 	if err := compatCreate(&q, c.version, s.o.Engine.CgroupVersion == "2"); err != nil {
 		return err
 	}
+	var unbound []string
+	if c.version >= 52 && b.HostConfig != nil {
+		for port, bindings := range b.HostConfig.PortBindings {
+			if len(bindings) == 0 {
+				unbound = append(unbound, port.String())
+			}
+		}
+		slices.Sort(unbound)
+	}
 	id, warnings, err := s.o.Containers.Create(c.ctx(), q)
 	if err != nil {
 		return err
+	}
+	if len(unbound) > 0 {
+		warnings = append(warnings, "Following container port(s) have an empty list of port-bindings: "+strings.Join(unbound, ", ")+". Such bindings will be discarded in a future version.")
 	}
 	if warnings == nil {
 		warnings = []string{}
@@ -247,10 +260,13 @@ func (s *Server) containerUpdate(c *call) error {
 
 func (s *Server) containerRemove(c *call) error {
 	if c.boolean("link") {
-		if err := s.o.Containers.Unlink(c.ctx(), c.path["id"]); err != nil {
+		if err := s.o.Containers.Unlink(c.ctx(), c.path["id"]+"/"+c.path["alias"]); err != nil {
 			return err
 		}
 		return c.done(http.StatusNoContent)
+	}
+	if c.path["alias"] != "" {
+		return errdefs.Newf(errdefs.NotFound, "", "", "No such container: %s/%s", c.path["id"], c.path["alias"])
 	}
 	if err := s.o.Containers.Remove(c.ctx(), c.path["id"], container.RemoveOptions{Force: c.boolean("force"), Volumes: c.boolean("v")}); err != nil {
 		return err

@@ -3,6 +3,7 @@ package engineapi
 import (
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	networktypes "github.com/moby/moby/api/types/network"
@@ -19,8 +20,10 @@ func (s *Server) networkList(c *call) error {
 	if err != nil {
 		return err
 	}
-	dangling := f["dangling"]
-	delete(f, "dangling")
+	dangling, err := takeBool(f, "dangling")
+	if err != nil {
+		return err
+	}
 	list, err := s.o.Networks.List(f)
 	if err != nil {
 		return err
@@ -28,10 +31,8 @@ func (s *Server) networkList(c *call) error {
 	used := s.o.Containers.Endpoints()
 	out := []any{}
 	for _, n := range list {
-		if len(dangling) > 0 {
-			if truth(dangling[0]) != (len(used[n.ID]) == 0 && !predefined(n.Name)) {
-				continue
-			}
+		if dangling != nil && *dangling != (len(used[n.ID]) == 0 && !predefined(n.Name)) {
+			continue
 		}
 		v := networkSummary(n)
 		if c.version < 28 { // the list held what inspect holds
@@ -41,6 +42,20 @@ func (s *Server) networkList(c *call) error {
 		out = append(out, withEmptyContainers{v, map[string]any{}})
 	}
 	return c.json(http.StatusOK, out)
+}
+
+// takeBool removes a filter that is true or false; nil: it is not there.
+func takeBool(f map[string][]string, key string) (*bool, error) {
+	v, ok := f[key]
+	delete(f, key)
+	if !ok || len(v) == 0 {
+		return nil, nil
+	}
+	on, err := strconv.ParseBool(v[0])
+	if err != nil || len(v) > 1 {
+		return nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter '%s=%s'", key, v)
+	}
+	return &on, nil
 }
 
 func predefined(name string) bool { return slices.Contains([]string{"bridge", "host", "none"}, name) }
@@ -197,6 +212,9 @@ func (s *Server) networkDisconnect(c *call) error {
 		return err
 	}
 	n, err := s.o.Networks.Get(c.path["id"])
+	if errdefs.Is(err, errdefs.NotFound) && q.Force { // a stopped container may have one that is gone
+		n, err = network.Network{Name: c.path["id"], ID: c.path["id"]}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -225,8 +243,10 @@ func (s *Server) volumeList(c *call) error {
 	if err := onlyKeys(f, "dangling", "driver", "label", "name"); err != nil {
 		return err
 	}
-	dangling := f["dangling"]
-	delete(f, "dangling")
+	dangling, err := takeBool(f, "dangling")
+	if err != nil {
+		return err
+	}
 	list, err := s.o.Volumes.List(f)
 	if err != nil {
 		return err
@@ -234,7 +254,7 @@ func (s *Server) volumeList(c *call) error {
 	out := volumetypes.ListResponse{Volumes: []volumetypes.Volume{}}
 	used := s.o.Containers.VolumeUsers()
 	for _, v := range list {
-		if len(dangling) > 0 && truth(dangling[0]) != (used[v.Name] == 0) {
+		if dangling != nil && *dangling != (used[v.Name] == 0) {
 			continue
 		}
 		out.Volumes = append(out.Volumes, apiVolume(v))

@@ -43,6 +43,7 @@ var routes = []route{
 	{"POST", "/containers/{id}/attach", "1.24", true, (*Server).containerAttach},
 	{"POST", "/containers/{id}/wait", "1.24", true, (*Server).containerWait},
 	{"DELETE", "/containers/{id}", "1.24", false, (*Server).containerRemove},
+	{"DELETE", "/containers/{id}/{alias}", "1.24", false, (*Server).containerRemove},
 	{"POST", "/containers/{id}/exec", "1.24", false, (*Server).execCreate},
 	{"POST", "/exec/{id}/start", "1.24", true, (*Server).execStart},
 	{"POST", "/exec/{id}/resize", "1.24", false, (*Server).execResize},

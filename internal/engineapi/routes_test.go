@@ -21,6 +21,7 @@ var notPublished = map[string]string{
 	"GET /containers/{}/checkpoints":       "moby serves it under its experimental flag",
 	"POST /containers/{}/checkpoints":      "moby serves it under its experimental flag",
 	"DELETE /containers/{}/checkpoints/{}": "moby serves it under its experimental flag",
+	"DELETE /containers/{}/{}":             "moby takes a link's name, CONTAINER/ALIAS, for that of a container",
 	"POST /onggi/v1/run":                   "ours",
 	"POST /onggi/v1/exec":                  "ours",
 	"POST /onggi/v1/build/directories":     "ours",

@@ -147,7 +147,7 @@ func (n *Network) bridge() string {
 	if b := n.Options[optionName]; b != "" {
 		return b
 	}
-	return "ong-" + n.ID[:11]
+	return "br-" + n.ID[:12] // as Docker names them: firewalls have patterns for that
 }
 
 func (n *Network) mtu(otherwise int) int {

@@ -189,6 +189,7 @@ func reverseAddr(name string) (netip.Addr, bool) {
 type upstream struct {
 	servers []string // none: nobody is to hear of them
 	ns      *os.File // the namespace to ask from; nil = the host's
+	own     *os.File // the namespace that servers on loopback addresses are in
 }
 
 // forward asks the servers one after the other.
@@ -197,7 +198,11 @@ func forward(q *dns.Msg, network string, up upstream) *dns.Msg {
 	ask := q.Copy()
 	ask.Id = dns.Id()
 	for i, server := range up.servers {
-		m, err := exchange(ask, network, server, up.ns)
+		ns := up.ns
+		if a, err := netip.ParseAddr(server); err == nil && a.IsLoopback() && up.own != nil {
+			ns = up.own
+		}
+		m, err := exchange(ask, network, server, ns)
 		if err != nil {
 			continue
 		}

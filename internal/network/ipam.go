@@ -25,11 +25,17 @@ var defaultPools = []AddressPool{
 // nextSubnet is the first subnet of the pools that overlaps nothing taken.
 func nextSubnet(pools []AddressPool, taken []netip.Prefix) (netip.Prefix, error) {
 	for _, p := range pools {
-		n := 1 << min(p.Size-p.Base.Bits(), 16)
-		for i := range n {
-			s := subnetAt(p.Base, p.Size, i)
-			if !slices.ContainsFunc(taken, s.Overlaps) {
+		s := subnetAt(p.Base, p.Size, 0)
+		for range 1 << 16 {
+			i := slices.IndexFunc(taken, s.Overlaps)
+			if i < 0 {
 				return s, nil
+			}
+			// Behind what is in the way, which may be larger than what is looked for.
+			bits := min(p.Size, taken[i].Bits())
+			s = subnetAt(netip.PrefixFrom(s.Addr(), bits), bits, 1)
+			if s = netip.PrefixFrom(s.Addr(), p.Size); !p.Base.Contains(s.Addr()) {
+				break
 			}
 		}
 	}

@@ -166,7 +166,7 @@ func (s *Service) upstream(b *sandbox, n *live) (up upstream) {
 	if b.dns != nil { // the host may not reach what the container does
 		up.ns = b.ns
 	}
-	up.servers = b.Request.DNS
+	up.servers, up.own = b.Request.DNS, b.ns
 	eps := slices.Clone(b.Endpoints)
 	open := slices.ContainsFunc(eps, func(e Endpoint) bool { x := s.nets[e.NetworkID]; return x != nil && !x.closed() })
 	s.mu.Unlock()
@@ -178,9 +178,10 @@ func (s *Service) upstream(b *sandbox, n *live) (up upstream) {
 				return e.IPv4.IsValid() && e.IPv4.Masked().Contains(a) || e.IPv6.IsValid() && e.IPv6.Masked().Contains(a)
 			})
 		})
-	case len(up.servers) == 0:
+	case len(b.Request.DNS) == 0:
 		return host()
 	}
+	up.servers = slices.DeleteFunc(slices.Clone(up.servers), func(server string) bool { return server == localServer.String() }) // ourselves
 	return up
 }
 
@@ -202,8 +203,10 @@ func (s *Service) files(b *sandbox) (resolv, hosts []byte) {
 	s.mu.Lock()
 	eps := slices.Clone(b.Endpoints)
 	var servers []string
+	named := false // by a network that is not the default
 	for _, e := range s.rankedLocked(b) {
 		if n := s.nets[e.NetworkID]; n != nil {
+			named = named || n.Name != "bridge"
 			for _, a := range n.bound {
 				servers = append(servers, a.Addr().String())
 			}
@@ -219,7 +222,7 @@ func (s *Service) files(b *sandbox) (resolv, hosts []byte) {
 		options = append(slices.Clone(options), "ndots:0")
 	}
 	switch {
-	case len(r.DNS) > 0 && (len(servers) == 0 || !slices.Equal(reachable(r.DNS), r.DNS)):
+	case len(r.DNS) > 0 && (len(servers) == 0 || !named && !slices.Equal(reachable(r.DNS), r.DNS)):
 		servers = r.DNS // nobody asks for it, or it is in the container itself
 	case len(servers) == 0 && !slices.ContainsFunc(eps, func(e Endpoint) bool { return e.Interface != "" }):
 		servers = host.servers // the host's network, or none

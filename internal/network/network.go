@@ -299,17 +299,22 @@ func (s *Service) makeDefault(ctx context.Context) error {
 		r.Options[optionForeign] = "true"
 	}
 	r.EnableIPv6 = new(s.o.IPv6 && hasIPv6())
+	var pool Pool
+	if s.o.FixedCIDR != "" {
+		p, err := netip.ParsePrefix(s.o.FixedCIDR)
+		if err != nil {
+			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr %q: %v", s.o.FixedCIDR, err)
+		}
+		pool.Subnet, pool.IPRange = p.Masked(), p
+	}
 	if s.o.BIP != "" {
 		p, err := netip.ParsePrefix(s.o.BIP)
 		if err != nil {
 			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--bip %q is not an address with a prefix length, such as 172.30.0.1/24", s.o.BIP)
 		}
-		pool := Pool{Subnet: p.Masked(), Gateway: p.Addr()}
-		if s.o.FixedCIDR != "" {
-			if pool.IPRange, err = netip.ParsePrefix(s.o.FixedCIDR); err != nil {
-				return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr %q: %v", s.o.FixedCIDR, err)
-			}
-		}
+		pool.Subnet, pool.Gateway = p.Masked(), p.Addr()
+	}
+	if pool.Subnet.IsValid() {
 		r.IPAM = []Pool{pool}
 	}
 	if s.o.FixedCIDR6 != "" && *r.EnableIPv6 {
@@ -379,7 +384,7 @@ func object(name string) string { return fmt.Sprintf("network %q", name) }
 
 // Create makes a network.
 func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) {
-	if r.Name == "" || !plainName(r.Name) || strings.Contains(r.Name, "/") {
+	if strings.TrimSpace(r.Name) == "" || strings.ContainsAny(r.Name, " \t\r\n\x00/") {
 		return Network{}, errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the name is empty, or has a space or slash")
 	}
 	if slices.Contains([]string{"bridge", "host", "none", "default"}, r.Name) {
@@ -441,7 +446,7 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	s.choosing.Lock()
 	defer s.choosing.Unlock()
 	if n := s.byName(r.Name); n != nil {
-		return nil, errdefs.Newf(errdefs.Conflict, "create", object(r.Name), "network with name %s already exists", r.Name)
+		return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "network with name %s already exists", r.Name), "another name, or onggi network rm "+r.Name)
 	}
 	if r.ConfigFrom != "" {
 		if err := s.borrow(&r); err != nil {
@@ -485,6 +490,9 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 			}
 			n.Options[k] = v
 		}
+	}
+	if mtu := n.mtu(s.o.MTU); mtu > 0 && mtu < 1280 && r.EnableIPv6 == nil && n.Options[optionEnable6] == "" {
+		n.EnableIPv6 = false // its packets would not fit (RFC 8200)
 	}
 	switch {
 	case n.ConfigOnly:

@@ -408,6 +408,30 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+func TestSubnetsOfOtherSizes(t *testing.T) {
+	pools := []AddressPool{{netip.MustParsePrefix("fd00::/48"), 120}, {netip.MustParsePrefix("10.0.0.0/24"), 26}}
+	for _, c := range []struct{ taken, want string }{
+		{"", "fd00::/120"},
+		{"fd00::/64", "fd00:0:0:1::/120"}, // one that is larger than what is looked for
+		{"fd00::/64 fd00:0:0:1::/120 fd00:0:0:1::1ff/128", "fd00:0:0:1::200/120"},
+		{"fd00::/48", "10.0.0.0/26"},
+		{"fd00::/40 10.0.0.0/25 10.0.0.128/27", "10.0.0.192/26"},
+		{"fd00::/40 10.0.0.0/8", "none"},
+	} {
+		var taken []netip.Prefix
+		for _, p := range strings.Fields(c.taken) {
+			taken = append(taken, netip.MustParsePrefix(p))
+		}
+		got := "none"
+		if p, err := nextSubnet(pools, taken); err == nil {
+			got = p.String()
+		}
+		if got != c.want {
+			t.Errorf("beside %q: %s, want %s", c.taken, got, c.want)
+		}
+	}
+}
+
 func FuzzFiles(f *testing.F) {
 	f.Add("host", "dom", "a:1.2.3.4", "1.1.1.1")
 	f.Add("x\n1.2.3.4 evil", "d\te", "n\n:1.1.1.1", "8.8.8.8\nnameserver 6.6.6.6")

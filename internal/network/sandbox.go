@@ -313,6 +313,7 @@ func endpointSysctls(opts map[string]string) (out []string, err error) {
 	}
 	for _, one := range strings.Split(opts[optionSysctls], ",") {
 		key, value, ok := strings.Cut(one, "=")
+		key = strings.Replace(key, ".ifname.", ".IFNAME.", 1) // Docker's client writes it so
 		parts := strings.Split(key, ".")
 		plain := !strings.ContainsFunc(key, func(c rune) bool {
 			return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-')

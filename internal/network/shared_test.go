@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -308,11 +309,47 @@ func TestNamesOfAllNetworks(t *testing.T) {
 	}
 }
 
+// A container's own server on a loopback address is asked there, for what the
+// networks do not have.
+func TestServerOfTheContainer(t *testing.T) {
+	s := service(t, t.TempDir(), Options{})
+	create(t, s, CreateRequest{Name: "a"})
+	c, ns := attach(t, s, "c", func(r *SandboxRequest) {
+		r.Endpoints[0].Network = "a"
+		r.DNS = []string{"127.0.0.11", "127.0.0.1"} // the first would be ourselves
+	})
+	linux.InNetNS(ns, func() error {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:53")
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		server := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+			m := new(dns.Msg).SetReply(q)
+			rr, _ := dns.NewRR(q.Question[0].Name + " 1 IN A 198.51.100.77")
+			m.Answer = []dns.RR{rr}
+			w.WriteMsg(m)
+		})}
+		go server.ActivateAndServe()
+		t.Cleanup(func() { pc.Close() })
+		return nil
+	})
+	gw := c.Endpoints[0].Gateway4.String()
+	if !strings.Contains(string(c.ResolvConf), "nameserver "+gw+"\n") {
+		t.Errorf("resolv.conf:\n%s", c.ResolvConf)
+	}
+	for name, want := range map[string]string{"example.org": "198.51.100.77", "c": c.Endpoints[0].IPv4.Addr().String()} {
+		if got, _ := ask(t, ns, gw, name, dns.TypeA); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestEndpointOptions(t *testing.T) {
 	s := service(t, t.TempDir(), Options{})
 	create(t, s, CreateRequest{Name: "a"})
 	b, ns := attach(t, s, "c", func(r *SandboxRequest) {
-		r.Endpoints = []EndpointRequest{{Network: "bridge"}, {Network: "a", DriverOpts: map[string]string{optionIfname: "eth0", optionSysctls: "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0"}}}
+		r.Endpoints = []EndpointRequest{{Network: "bridge"}, {Network: "a", DriverOpts: map[string]string{optionIfname: "eth0", optionSysctls: "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.ifname.forwarding=0"}}}
 	})
 	if b.Endpoints[0].Interface != "eth1" || b.Endpoints[1].Interface != "eth0" {
 		t.Fatalf("interfaces %+v", b.Endpoints)
@@ -344,6 +381,9 @@ func TestSettingsLentAndDefault(t *testing.T) {
 	if n := create(t, s, CreateRequest{Name: "plain"}); n.EnableIPv6 || n.Options[optionEnable6] != "false" {
 		t.Errorf("with default options: %+v", n)
 	}
+	if n := create(t, s, CreateRequest{Name: "small", Options: map[string]string{optionMTU: "1200", optionEnable6: ""}}); n.EnableIPv6 {
+		t.Errorf("IPv6 with too small packets: %+v", n)
+	}
 	if n := create(t, s, CreateRequest{Name: "six", EnableIPv6: new(true)}); !n.EnableIPv6 || n.Options[optionEnable6] != "" {
 		t.Errorf("against default options: %+v", n)
 	}
@@ -358,11 +398,11 @@ func TestSettingsLentAndDefault(t *testing.T) {
 		}
 	}
 	var got []string
-	for len(got) < 8 {
+	for len(got) < 9 {
 		m := <-sub.C
 		got = append(got, string(m.Action)+" "+m.Actor.Attributes["name"])
 	}
-	want := "create conf, create user, create plain, create six, connect user, disconnect user, destroy user, destroy conf"
+	want := "create conf, create user, create plain, create small, create six, connect user, disconnect user, destroy user, destroy conf"
 	if text := strings.Join(got, ", "); text != want {
 		t.Errorf("events %s", text)
 	}

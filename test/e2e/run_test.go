@@ -134,6 +134,37 @@ func TestNetworks(t *testing.T) {
 		e.do("rm", "-f", "one")
 		e.do("network", "rm", "team")
 	})
+	t.Run("links and connections", func(t *testing.T) {
+		e.do("run", "-d", "--name", "db", "-e", "KEY=value", "--expose", "5432", "busybox", "sleep", "1000")
+		e.do("run", "-d", "--name", "app", "--link", "db:store", "busybox", "sleep", "1000")
+		in := func(script string) string { return e.do("exec", "app", "sh", "-c", script) }
+		addr := func() string { return e.do("inspect", "-f", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "db") }
+		equal(t, in("echo $STORE_PORT $STORE_ENV_KEY $STORE_NAME"), "tcp://"+addr()+":5432 value /app/store")
+		equal(t, in("grep store /etc/hosts | head -1"), addr()+"\tstore "+e.do("inspect", "-f", "{{.Config.Hostname}}", "db")+" db")
+		// The linked one comes back with another address.
+		e.do("stop", "-t", "0", "db")
+		e.do("run", "-d", "--name", "other", "busybox", "sleep", "1000")
+		e.do("start", "db")
+		equal(t, in("grep store /etc/hosts | head -1 | cut -f1"), addr())
+
+		e.do("network", "create", "side")
+		e.do("network", "connect", "--alias", "here", "side", "app")
+		equal(t, in("grep -c $HOSTNAME /etc/hosts; nslookup here | grep -c 'Name:.*here'"), "4\n2") // two families on each
+		e.do("network", "disconnect", "bridge", "app")
+		equal(t, in("grep nameserver /etc/resolv.conf | head -1"), "nameserver "+e.do("inspect", "-f", "{{.NetworkSettings.Networks.side.Gateway}}", "app"))
+		e.do("rename", "app", "renamed")
+		equal(t, e.do("run", "--rm", "--network", "side", "busybox", "nslookup", "renamed")[:7], "Server:")
+		e.do("rm", "--link", "renamed/store")
+		equal(t, e.do("inspect", "-f", "{{len .HostConfig.Links}}", "renamed"), "0")
+		e.refuse(1, []string{"none"}, "network", "connect", "none", "renamed")
+
+		// What an image exposes is no conflict with another container's network.
+		e.do("commit", "-c", "EXPOSE 80", "db", "exposes")
+		equal(t, e.do("run", "--rm", "--network", "container:db", "exposes", "hostname"), e.do("exec", "db", "hostname"))
+		e.refuse(125, []string{"port exposing"}, "run", "--rm", "--network", "container:db", "--expose", "80", "busybox", "true")
+		e.do("rm", "-f", "db", "renamed", "other")
+		e.do("network", "rm", "side")
+	})
 	t.Run("none and host", func(t *testing.T) {
 		equal(t, e.do("run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -o link | wc -l"), "1")
 		equal(t, e.do("run", "--rm", "--network", "host", "busybox", "sh", "-c", "ip -o link | grep -q onggie2e && echo seen"), "seen")
