@@ -14,14 +14,14 @@ import (
 
 // options are the flags of a build.
 type options struct {
-	tags, args, labels, contexts, secrets, ssh, allow    []string
-	outputs, cacheFrom, cacheTo, attest, annotations     []string
-	addHost, noCacheFilter, platforms, ulimits           []string
-	file, target, progress, network, iidFile, metaFile   string
-	call, provenance, sbom, cgroupParent, shmSize        string
-	memory, memorySwap, cpusetCPUs, cpusetMems, builder  string
-	cpuShares, cpuPeriod, cpuQuota                       int64
-	noCache, pull, push, load, quiet, check, debug, help bool
+	tags, args, labels, contexts, secrets, ssh, allow             []string
+	outputs, cacheFrom, cacheTo, attest, annotations              []string
+	addHost, noCacheFilter, platforms, ulimits                    []string
+	file, target, progress, network, iidFile, metaFile            string
+	call, provenance, sbom, cgroupParent, shmSize                 string
+	memory, memorySwap, cpusetCPUs, cpusetMems, builder           string
+	cpuShares, cpuPeriod, cpuQuota                                int64
+	noCache, pull, push, load, quiet, check, debug, help, explain bool
 
 	dirs map[string]string // local directories, by the name that the build knows them by
 }
@@ -43,6 +43,7 @@ func parseFlags(args []string) (*options, string, error) {
 	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "parent of the steps' control group")
 	f.BoolVar(&o.check, "check", false, "check the Dockerfile only")
 	f.BoolVarP(&o.debug, "debug", "D", false, "more detail in errors")
+	f.BoolVar(&o.explain, "explain", false, "tell for each step why it ran (also afterwards: onggi why build)")
 	f.StringVarP(&o.file, "file", "f", "", "the Dockerfile, or - for standard input")
 	f.StringVar(&o.iidFile, "iidfile", "", "write the image's id to this file")
 	f.StringArrayVar(&o.labels, "label", nil, "label: key=value")
@@ -53,7 +54,7 @@ func parseFlags(args []string) (*options, string, error) {
 	f.StringArrayVar(&o.noCacheFilter, "no-cache-filter", nil, "run every step of this stage")
 	f.StringArrayVarP(&o.outputs, "output", "o", nil, "where the result goes: path, or type=local|tar|oci|docker|image,dest=…")
 	f.StringArrayVar(&o.platforms, "platform", envList("DOCKER_DEFAULT_PLATFORM"), "platform of the result")
-	f.StringVar(&o.progress, "progress", os.Getenv("BUILDKIT_PROGRESS"), "auto, plain, tty, quiet, rawjson")
+	f.StringVar(&o.progress, "progress", os.Getenv("BUILDKIT_PROGRESS"), "auto, plain, tty, quiet, json")
 	f.StringVar(&o.provenance, "provenance", "", "shorthand of --attest type=provenance")
 	f.BoolVar(&o.pull, "pull", false, "look for newer base images")
 	f.BoolVar(&o.push, "push", false, "push the result")

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"github.com/docker/cli/cli/config"
 	configtypes "github.com/docker/cli/cli/config/types"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
@@ -31,6 +33,8 @@ import (
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/onggi/onggi/internal/api"
 )
 
 func main() {
@@ -53,6 +57,15 @@ func explain(w io.Writer, err error) {
 	}
 	msg := strings.TrimPrefix(err.Error(), "failed to solve: ")
 	fmt.Fprintf(w, "onggi: build: %s\n", msg)
+	var f *failed
+	if !errors.As(err, &f) || f.why == nil {
+		return
+	}
+	for _, s := range f.why.Steps {
+		if x := s.Failure; x != nil && x.ExitCode != 0 {
+			fmt.Fprintf(w, "step:   %s\nended:  %s\n", s.Name, x.How())
+		}
+	}
 }
 
 func run(ctx context.Context, args []string) error {
@@ -98,11 +111,45 @@ func run(ctx context.Context, args []string) error {
 		_, err := display.UpdateFrom(context.WithoutCancel(ctx), status)
 		return err
 	})
-	if err := eg.Wait(); err != nil {
-		return err
+	err = eg.Wait()
+	why := o.why(context.WithoutCancel(ctx), opt.Ref, mode, err)
+	if err != nil {
+		return &failed{err, why}
 	}
 	return o.report(resp)
 }
+
+// why shows the engine's explanation of the build, where it was asked for, and
+// returns it for a failed one.
+func (o *options) why(ctx context.Context, ref string, mode progressui.DisplayMode, failure error) *api.BuildWhy {
+	raw := mode == progressui.RawJSONMode
+	if !o.explain && !raw && failure == nil || o.call != "build" && o.call != "" {
+		return nil
+	}
+	c, err := api.New(api.Options{Host: engineHost()})
+	if err != nil {
+		return nil
+	}
+	w := &api.BuildWhy{}
+	if err := c.Call(ctx, "GET", "/onggi/v1/build/why", url.Values{"ref": {ref}}, nil, w); err != nil {
+		return nil // another engine, or a build that was refused
+	}
+	switch {
+	case raw:
+		json.NewEncoder(os.Stderr).Encode(map[string]any{"explain": w})
+	case o.explain:
+		w.Text(os.Stderr)
+	}
+	return w
+}
+
+// failed is a failed build with what the engine knows of it.
+type failed struct {
+	error
+	why *api.BuildWhy
+}
+
+func (f *failed) Unwrap() error { return f.error }
 
 // report prints and writes what the build made.
 func (o *options) report(resp *client.SolveResponse) error {
@@ -157,7 +204,7 @@ func (o *options) solveOpt(contextArg string) (*client.SolveOpt, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt := &client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: o.allow}
+	opt := &client.SolveOpt{Ref: identity.NewID(), Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: o.allow}
 	if o.network == "host" && !contains(opt.AllowedEntitlements, "network.host") {
 		opt.AllowedEntitlements = append(opt.AllowedEntitlements, "network.host")
 	}

@@ -39,6 +39,7 @@ import (
 	"github.com/onggi/onggi/internal/build/blobs"
 	"github.com/onggi/onggi/internal/build/hostdir"
 	"github.com/onggi/onggi/internal/build/refs"
+	"github.com/onggi/onggi/internal/build/why"
 	"github.com/onggi/onggi/internal/build/worker"
 )
 
@@ -71,7 +72,8 @@ type core struct {
 	sessions *session.Manager
 	control  *control.Controller
 	worker   *worker.Worker
-	dirs     *hostdir.Dirs
+	dirs     hostdir.Dirs
+	explain  *why.Recorder // nil: nothing is explained
 	stop     chan struct{}
 }
 
@@ -89,7 +91,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 	if err := dropAfterCrash(p); err != nil {
 		return nil, err
 	}
-	c := &core{p: p, dirs: &hostdir.Dirs{}, stop: make(chan struct{})}
+	c := &core{p: p, stop: make(chan struct{})}
 	var closers []func() error
 	defer func() {
 		if err != nil {
@@ -98,6 +100,9 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 			}
 		}
 	}()
+	if c.explain, err = why.New(filepath.Join(p.root, "explain")); err != nil {
+		return nil, err
+	}
 	c.blobs, err = blobs.Open(filepath.Join(p.root, "blobs"), p.records("build-blobs"), p.records("build-leases"))
 	if err != nil {
 		return nil, err
@@ -141,7 +146,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		}
 	}
 	c.worker, err = worker.New(worker.Options{
-		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images, Dirs: c.dirs,
+		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images, Dirs: &c.dirs, Explain: c.explain,
 		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: p.policy.gc(p.disk), Collect: collect, Logger: p.logger,
 		Labels: labels,
 	})
@@ -198,6 +203,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 func (c *core) close() error {
 	close(c.stop)
 	err := c.control.Close()
+	c.explain.Close()
 	return errors.Join(err, c.refs.Close(), markClean(c.p.root))
 }
 

@@ -153,7 +153,7 @@ func serveControl(t testing.TB, c *core, end func() error) *builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := newServer()
+	srv := newServer(c)
 	c.control.Register(srv)
 	done := make(chan struct{})
 	go func() { defer close(done); srv.Serve(l) }()

@@ -16,9 +16,9 @@ import (
 
 // newServer makes a gRPC server through which BuildKit's typed errors pass. Our
 // own kinds are not made gRPC codes: BuildKit's clients would print their names.
-func newServer() *grpc.Server {
+func newServer(c *core) *grpc.Server {
 	return grpc.NewServer(
-		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, c.intercept),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),

@@ -31,7 +31,7 @@ func (c *core) solve(ctx context.Context, req *controlapi.SolveRequest, report f
 			ctx: func() context.Context { return sctx }, send: g.pass,
 		})
 	}()
-	resp, err := c.control.Solve(ctx, req)
+	resp, err := c.watched(ctx, req, c.control.Solve)
 	if err != nil && !g.used() {
 		// A request that was refused has no job, and its status is looked for
 		// in vain for a long time.

@@ -77,7 +77,7 @@ func (s *Service) GRPC(ctx context.Context) (*grpc.Server, error) {
 		return nil, err
 	}
 	if s.server == nil {
-		s.server = newServer()
+		s.server = newServer(c)
 		c.control.Register(s.server)
 	}
 	return s.server, nil

@@ -32,7 +32,7 @@ func systemCommands() []command {
 // commands is the whole table.
 func commands() []command {
 	var all []command
-	for _, part := range [][]command{runCommands(), containerCommands(), imageCommands(), loginCommands(), systemCommands(), networkCommands(), volumeCommands(), copyCommands(), contextCommands(), pluginCommands(), completionCommands()} {
+	for _, part := range [][]command{runCommands(), containerCommands(), imageCommands(), loginCommands(), systemCommands(), networkCommands(), volumeCommands(), copyCommands(), contextCommands(), whyCommands(), pluginCommands(), completionCommands()} {
 		all = append(all, part...)
 	}
 	return all

@@ -253,6 +253,19 @@ func (s *Server) grpcUpgrade(c *call) error {
 	return b.ServeGRPC(c.ctx(), earlyConn{conn, in})
 }
 
+// buildWhy explains a build.
+func (s *Server) buildWhy(c *call) error {
+	b, err := s.builder()
+	if err != nil {
+		return err
+	}
+	w, err := b.Why(c.ctx(), c.query("ref"))
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, w)
+}
+
 // buildDirectories takes descriptors from a client on this machine.
 func (s *Server) buildDirectories(c *call) error {
 	b, err := s.builder()

@@ -135,5 +135,6 @@ var routes = []route{
 	// Onggi's own.
 	{"POST", "/onggi/v1/run", "1.24", true, (*Server).run},
 	{"POST", "/onggi/v1/exec", "1.24", true, (*Server).exec},
+	{"GET", "/onggi/v1/build/why", "1.24", false, (*Server).buildWhy},
 	{"POST", "/onggi/v1/build/directories", "1.24", true, (*Server).buildDirectories},
 }

@@ -24,6 +24,7 @@ var notPublished = map[string]string{
 	"DELETE /containers/{}/{}":             "moby takes a link's name, CONTAINER/ALIAS, for that of a container",
 	"POST /onggi/v1/run":                   "ours",
 	"POST /onggi/v1/exec":                  "ours",
+	"GET /onggi/v1/build/why":              "ours",
 	"POST /onggi/v1/build/directories":     "ours",
 }
 

@@ -11,6 +11,7 @@ import (
 	systemtypes "github.com/moby/moby/api/types/system"
 	"google.golang.org/grpc"
 
+	"github.com/onggi/onggi/internal/api"
 	"github.com/onggi/onggi/internal/build"
 	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/image"
@@ -130,5 +131,6 @@ type Builder interface {
 	DiskUsage(ctx context.Context, filters ...string) ([]*build.CacheRecord, error)
 	GRPC(ctx context.Context) (*grpc.Server, error)
 	ServeGRPC(ctx context.Context, conn net.Conn) error
+	Why(ctx context.Context, ref string) (*api.BuildWhy, error)
 	TakeDirectories(ctx context.Context, conn *net.UnixConn) error
 }

@@ -1,6 +1,7 @@
 package hostdir
 
 import (
+	"fmt"
 	"os"
 	"sync"
 
@@ -40,6 +41,20 @@ func (d *Dirs) Give(session string, dirs map[string]*os.File) (forget func(), er
 			f.Close()
 		}
 	}, nil
+}
+
+// Identity names a directory of a session by what it is, "" for none.
+func (d *Dirs) Identity(session, name string) string {
+	fd, err := d.open(session, name)
+	if err != nil || fd == linux.NoFD {
+		return ""
+	}
+	defer fd.Close()
+	var st linux.Stat
+	if fd.Stat(&st) != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
 // open gives a descriptor of its own for a directory; NoFD where the session

@@ -137,7 +137,14 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	root := t.TempDir()
+	root, err := os.MkdirTemp("", "hostdir-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for os.RemoveAll(root) != nil { // BuildKit saves its hashes behind our back
+		}
+	})
 	snaps := &refstest.Snapshots{Dir: t.TempDir()}
 	store, err := refs.Open(t.Context(), refs.Options{Root: root, Records: &refstest.Records{}, Snapshots: snaps, Layers: refstest.Layers{}, Mounter: snaps})
 	if err != nil {

@@ -3,6 +3,7 @@ package hostdir
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/moby/buildkit/source"
 	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/progress"
+	digest "github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/onggi/onggi/internal/linux"
@@ -26,8 +28,13 @@ type Source struct {
 	cache cache.Accessor
 	dirs  *Dirs
 
+	// Report is told what each build's directories hold, by the build's vertex;
+	// the map is not changed any more. It may be nil.
+	Report func(vertex digest.Digest, name string, files map[string]string)
+
 	mu      sync.Mutex
-	indexes map[string]index // guarded by mu: by ref, of the last few
+	indexes map[string]index             // guarded by mu: by ref, of the last few
+	files   map[string]map[string]string // guarded by mu: digests of the same
 }
 
 // NewSource returns a source that keeps files in refs of c.
@@ -36,7 +43,7 @@ func NewSource(c cache.Accessor, dirs *Dirs) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{Source: stock, cache: c, dirs: dirs, indexes: map[string]index{}}, nil
+	return &Source{Source: stock, cache: c, dirs: dirs, indexes: map[string]index{}, files: map[string]map[string]string{}}, nil
 }
 
 // Resolve implements source.Source.
@@ -46,14 +53,19 @@ func (s *Source) Resolve(ctx context.Context, id source.Identifier, sm *session.
 	if err != nil || !ok || l.MetadataOnly {
 		return stock, err
 	}
-	return &instance{SourceInstance: stock, s: s, id: *l}, nil
+	i := &instance{SourceInstance: stock, s: s, id: *l}
+	if v != nil {
+		i.vertex = v.Digest()
+	}
+	return i, nil
 }
 
 // instance is one local source of one build. Its key is BuildKit's.
 type instance struct {
 	source.SourceInstance
-	s  *Source
-	id local.LocalIdentifier
+	s      *Source
+	id     local.LocalIdentifier
+	vertex digest.Digest
 }
 
 // Snapshot implements source.SourceInstance.
@@ -63,7 +75,13 @@ func (i *instance) Snapshot(ctx context.Context, job solver.JobContext) (cache.I
 		return nil, err
 	}
 	if dir == linux.NoFD {
-		return i.SourceInstance.Snapshot(ctx, job)
+		ref, err := i.SourceInstance.Snapshot(ctx, job)
+		if err == nil && ref != nil && i.s.Report != nil {
+			if files := sentFiles(ref); files != nil {
+				i.s.Report(i.vertex, i.id.Name, files)
+			}
+		}
+		return ref, err
 	}
 	defer dir.Close()
 	ref, err := i.snapshot(ctx, dir)
@@ -125,6 +143,9 @@ func (i *instance) snapshot(ctx context.Context, dir linux.FD) (_ cache.Immutabl
 		}
 	}
 	done(copied)
+	if i.s.Report != nil {
+		i.s.Report(i.vertex, i.id.Name, i.s.digests(ref.ID()))
+	}
 	return ref.Commit(ctx)
 }
 
@@ -181,8 +202,10 @@ func (s *Source) update(ctx context.Context, dir linux.FD, ref cache.MutableRef,
 	defer s.mu.Unlock()
 	if len(s.indexes) >= maxIndexes {
 		clear(s.indexes)
+		clear(s.files)
 	}
 	s.indexes[ref.ID()] = fresh
+	delete(s.files, ref.ID())
 	return sy.bytes.Load(), nil
 }
 
@@ -196,6 +219,46 @@ func (s *Source) spoil(ref cache.MutableRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.indexes, ref.ID())
+	delete(s.files, ref.ID())
+}
+
+// digests lists what the ref holds.
+func (s *Source) digests(ref string) map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	files := s.files[ref]
+	if files == nil {
+		files = make(map[string]string, len(s.indexes[ref]))
+		for p, it := range s.indexes[ref] {
+			files[p] = it.digest.String()
+		}
+		s.files[ref] = files
+	}
+	return files
+}
+
+// sentFiles lists what a session's file sync has brought into a ref, as
+// BuildKit's content hash noted it.
+func sentFiles(ref cache.ImmutableRef) map[string]string {
+	md, ok := ref.GetEqualMutable()
+	if !ok {
+		return nil
+	}
+	raw, err := md.GetExternal("buildkit.contenthash.v0")
+	if err != nil {
+		return nil
+	}
+	var all contenthash.CacheRecords
+	if all.UnmarshalVT(raw) != nil {
+		return nil
+	}
+	files := make(map[string]string, len(all.Paths))
+	for _, p := range all.Paths {
+		if name := strings.Trim(strings.ReplaceAll(p.Path, "\x00", "/"), "/"); name != "" && p.Record.Type != contenthash.CacheRecordTypeDir {
+			files[name] = p.Record.Digest
+		}
+	}
+	return files
 }
 
 // index tells what the ref holds; nil where that is not known.

@@ -174,6 +174,14 @@ func (s *Store) load(ctx context.Context) error {
 		}
 		s.indexBlob(n)
 	}
+	// BuildKit saves content hashes later, also of what has been dropped since.
+	if left, err := os.ReadDir(s.ext); err == nil {
+		for _, d := range left {
+			if s.nodes[d.Name()] == nil {
+				os.RemoveAll(filepath.Join(s.ext, d.Name()))
+			}
+		}
+	}
 	names, err := s.o.Snapshots.Names(Prefix)
 	if err != nil {
 		return err

@@ -35,6 +35,7 @@ import (
 	localexporter "github.com/moby/buildkit/exporter/local"
 	ociexporter "github.com/moby/buildkit/exporter/oci"
 	tarexporter "github.com/moby/buildkit/exporter/tar"
+	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
@@ -52,6 +53,7 @@ import (
 
 	"github.com/onggi/onggi/internal/build/hostdir"
 	"github.com/onggi/onggi/internal/build/refs"
+	"github.com/onggi/onggi/internal/build/why"
 	"github.com/onggi/onggi/internal/errdefs"
 )
 
@@ -67,6 +69,7 @@ type Options struct {
 	Leases        *leaseutil.Manager
 	Images        Images // nil: no image store
 	Dirs          *hostdir.Dirs
+	Explain       *why.Recorder
 	RegistryHosts docker.RegistryHosts
 	GCPolicy      []client.PruneInfo
 	Collect       func(context.Context) error // sweeps blobs
@@ -160,8 +163,19 @@ func (w *Worker) sources(b *base.Worker) error {
 	if err != nil {
 		return err
 	}
+	if w.o.Explain != nil {
+		files.Report = w.o.Explain.Files
+	}
 	m.Register(files)
 	return nil
+}
+
+// ResolveOp shows each operation to the one who explains builds.
+func (w *Worker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
+	if w.o.Explain != nil {
+		w.o.Explain.Op(v)
+	}
+	return w.Worker.ResolveOp(v, s, sm, proxy)
 }
 
 // GarbageCollect sweeps the blobs that nothing needs any more.
