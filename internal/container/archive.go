@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,8 +51,22 @@ func (s *Service) locate(ctx context.Context, c *Container, p string, write bool
 	if err != nil {
 		return nil, err
 	}
+	if w := rec.Config.WorkingDir; st.State == Created && write && w != "" {
+		if f, err := linux.MkdirAllInRoot(root, w, 0o755, 0, 0); err == nil { // as its start will
+			f.Close()
+		}
+	}
 	// Links in the image may lead to a mount: resolve as far as exists first.
 	real := resolveIn(root, clean)
+	if dir, name := path.Split(real); dir == "/etc/" && slices.Contains([]string{"hosts", "hostname", "resolv.conf"}, name) {
+		if f, err := os.Open(s.dir(rec.ID)); err == nil {
+			if _, err := linux.OpenPathInRoot(f, name); err == nil {
+				root.Close()
+				return &place{root: f, path: "/" + name, writable: true}, nil
+			}
+			f.Close()
+		}
+	}
 	if m, rest, ok := mountAt(rec.Mounts, real); ok {
 		src := m.Source
 		if m.Type == mount.TypeVolume {
@@ -209,8 +224,7 @@ func (s *Service) ExtractPath(ctx context.Context, ref, p string, o ExtractOptio
 		return errdefs.Newf(errdefs.Forbidden, "", "", "container rootfs is marked read-only")
 	}
 	lo := layer.ExtractOptions{KeepKind: o.NoOverwriteDirNonDir}
-	if o.CopyUIDGID {
-		rec, _ := c.view()
+	if rec, _ := c.view(); o.CopyUIDGID && rec.Config.User != "" {
 		id, err := userIn(pl.root, rec.Config.User, nil)
 		if err != nil {
 			return err

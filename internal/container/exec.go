@@ -114,7 +114,7 @@ func execPossible(c *Container) error {
 	case Running:
 		return nil
 	case Paused:
-		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "container %s is paused, unpause the container before exec", rec.Name), "onggi unpause "+rec.Name)
+		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "container %s is paused, unpause the container before exec", c.id), "onggi unpause "+rec.Name)
 	case Restarting:
 		return errdefs.Newf(errdefs.Conflict, "", "", "container %s is restarting, wait until the container is running", c.id)
 	}

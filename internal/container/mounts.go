@@ -285,7 +285,7 @@ func parseMount(in *mount.Mount) (Mount, error) {
 		m.Source, m.ReadOnly = in.Source, true
 		if in.ImageOptions != nil {
 			if m.Options.Subpath = in.ImageOptions.Subpath; m.Options.Subpath != "" && !isLocal(m.Options.Subpath) {
-				return bad("subpath must be a relative path within the image")
+				return bad("subpath must be a relative path within the volume")
 			}
 		}
 		return m, nil

@@ -535,7 +535,7 @@ func checkPorts(h *HostConfig) error {
 				return invalid("invalid port specification: %q", clip(b.HostPort))
 			}
 		}
-		if n += 1 + len(bindings); n > maxPorts {
+		if n += max(1, len(bindings)); n > maxPorts {
 			return invalid("more than %d published ports", maxPorts)
 		}
 	}

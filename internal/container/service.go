@@ -35,6 +35,7 @@ type Snapshots interface {
 // Images is what this package needs of the image service.
 type Images interface {
 	Get(nameOrID string) (image.Image, error)
+	List(o image.ListOptions) ([]image.Image, error)
 	Commit(ctx context.Context, r image.CommitRequest) (image.Image, error)
 }
 
@@ -57,7 +58,7 @@ type Volumes interface {
 	Mount(ctx context.Context, name, containerID string) (string, error)
 	Unmount(ctx context.Context, name, containerID string) error
 	Remove(ctx context.Context, name string, force bool) error
-	CopyUp(ctx context.Context, name string, root *os.File, path string) error
+	CopyUp(ctx context.Context, name string, root *os.File, path, sub string) error
 }
 
 // Monitor is what this package needs of the monitor.
@@ -207,6 +208,16 @@ func (s *Service) find(op, ref string) (*Container, error) {
 	}
 	if c := s.byID[s.byName[name]]; c != nil {
 		return c, nil
+	}
+	if parent, alias, ok := strings.Cut(name, "/"); ok { // the name of a link
+		if c := s.byID[s.byName[parent]]; c != nil {
+			rec, _ := c.view()
+			for _, l := range linksOf(rec) {
+				if l.Alias == alias && s.byID[l.Target] != nil {
+					return s.byID[l.Target], nil
+				}
+			}
+		}
 	}
 	var found *Container
 	for id, c := range s.byID {

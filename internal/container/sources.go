@@ -37,7 +37,7 @@ func (s *Service) sourceMounts(ctx context.Context, rec *Record, r *run, root *o
 				"container": rec.ID, "destination": m.Destination, "driver": m.Driver, "propagation": string(m.Propagation), "read/write": strconv.FormatBool(!m.ReadOnly),
 			})
 			if !m.Options.NoCopy {
-				if err := s.o.Volumes.CopyUp(ctx, m.Name, root, m.Destination); err != nil {
+				if err := s.o.Volumes.CopyUp(ctx, m.Name, root, m.Destination, m.Options.Subpath); err != nil {
 					return nil, errdefs.New(errdefs.KindOf(err), "fill", quote("volume", m.Name), err)
 				}
 			}
@@ -78,7 +78,7 @@ func subpath(base, sub string) (string, error) {
 		return "", err
 	}
 	defer dir.Close()
-	f, err := linux.OpenPathInRoot(dir, sub)
+	f, err := linux.OpenPathBeneath(dir, sub)
 	if err != nil {
 		return "", errdefs.New(errdefs.Invalid, "", "cannot access path "+clip(sub)+" of the volume", err)
 	}

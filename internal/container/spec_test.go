@@ -13,6 +13,8 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/onggi/onggi/internal/ocispec"
 )
 
 const testID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -519,5 +521,39 @@ func TestExtraHosts(t *testing.T) {
 	}
 	if got := extraHosts(in, []string{"10.0.0.1", "fd00::1"}); !slices.Equal(got, []string{"a:1.2.3.4", "host:10.0.0.1", "host:fd00::1", "b:::1"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestDescends(t *testing.T) {
+	step := func(by string) ocispec.History { return ocispec.History{CreatedBy: by} }
+	img := func(layers string, steps ...string) (i ocispec.Image) {
+		for _, l := range layers {
+			i.RootFS.DiffIDs = append(i.RootFS.DiffIDs, ocispec.Digest(l))
+		}
+		for _, s := range steps {
+			i.History = append(i.History, step(s))
+		}
+		return i
+	}
+	base := img("ab", "1", "2")
+	for name, c := range map[string]struct {
+		i    ocispec.Image
+		want bool
+	}{
+		"itself":        {base, false},
+		"a step more":   {img("ab", "1", "2", "3"), true},
+		"a layer more":  {img("abc", "1", "2", "3"), true},
+		"another base":  {img("acb", "1", "2", "3"), false},
+		"another step":  {img("abc", "1", "x", "3"), false},
+		"its own base":  {img("a", "1"), false},
+		"layers alone":  {img("abc"), false},
+		"without steps": {img("abcd", "1", "2"), true},
+	} {
+		if got := descends(c.i, base); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if descends(base, img("")) {
+		t.Error("everything is made from an empty image")
 	}
 }

@@ -16,8 +16,10 @@ import (
 	"github.com/moby/moby/api/types/storage"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/image"
 	"github.com/onggi/onggi/internal/logs"
 	netsvc "github.com/onggi/onggi/internal/network"
+	"github.com/onggi/onggi/internal/ocispec"
 )
 
 // apiState is the state's name in the API, which knows no "starting".
@@ -88,6 +90,7 @@ func (s *Service) inspect(rec *Record, st Status) container.InspectResponse {
 	}
 	h := *rec.HostConfig
 	out.HostConfig = &h
+	h.DNS, h.DNSOptions, h.DNSSearch = orEmpty(h.DNS), orEmpty(h.DNSOptions), orEmpty(h.DNSSearch)
 	if len(h.Links) > 0 {
 		h.Links = s.linkNames(rec)
 	}
@@ -237,6 +240,13 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 	slices.SortFunc(list, func(a, b entry) int {
 		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(a.rec.ID, b.rec.ID))
 	})
+	linked := map[string][]string{}
+	for _, e := range list {
+		for _, l := range linksOf(e.rec) {
+			linked[l.Target] = append(linked[l.Target], "/"+e.rec.Name+"/"+l.Alias)
+		}
+	}
+	images := map[string]string{} // what names mean now
 	out := []container.Summary{}
 	for _, e := range list {
 		if e.st.State == Gone {
@@ -250,6 +260,14 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 			continue
 		}
 		sum := s.summary(e.rec, e.st, e.health)
+		sum.Names = append(sum.Names, linked[e.rec.ID]...)
+		if _, known := images[sum.Image]; !known {
+			img, _ := s.o.Images.Get(sum.Image)
+			images[sum.Image] = img.ID
+		}
+		if images[sum.Image] != sum.ImageID {
+			sum.Image = sum.ImageID // the name is another image's now, or nobody's
+		}
 		if o.Size {
 			sum.SizeRw, sum.SizeRootFs = s.sizes(ctx, e.rec)
 		}
@@ -259,6 +277,14 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 		}
 	}
 	return out, nil
+}
+
+// orEmpty is [] where clients would otherwise read null.
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
 }
 
 func (s *Service) summary(rec *Record, st Status, health *container.HealthSummary) container.Summary {
@@ -442,9 +468,18 @@ func (s *Service) listTest(key string, values []string) (t listMatch, all bool, 
 	case "ancestor":
 		ids := map[string]bool{}
 		for _, v := range values {
-			if img, err := s.o.Images.Get(v); err == nil {
-				ids[img.ID] = true
+			img, err := s.o.Images.Get(v)
+			if err != nil {
+				continue
 			}
+			all, err := s.o.Images.List(image.ListOptions{All: true})
+			if err != nil {
+				return nil, false, err
+			}
+			for _, other := range all {
+				ids[other.ID] = ids[other.ID] || descends(other.Config, img.Config)
+			}
+			ids[img.ID] = true
 		}
 		return func(r *Record, _ Status, _ *container.HealthSummary) bool {
 			return ids[r.ImageID] || slices.Contains(values, r.Config.Image)
@@ -486,6 +521,21 @@ func (s *Service) listTest(key string, values []string) (t listMatch, all bool, 
 		return func(*Record, Status, *container.HealthSummary) bool { return slices.Contains(values, "default") }, false, nil
 	}
 	return nil, false, errdefs.WithHint(invalid("invalid filter '%s'", clip(key)), "containers can be filtered by id, name, label, status, exited, health, ancestor, before, since, volume, network, publish, expose")
+}
+
+// descends tells that an image was made from another: it has the other's layers
+// and history, and more.
+func descends(img, from ocispec.Image) bool {
+	layers, h := from.RootFS.DiffIDs, from.History
+	if len(img.RootFS.DiffIDs) < len(layers) || len(img.History) < len(h) || !slices.Equal(img.RootFS.DiffIDs[:len(layers)], layers) {
+		return false
+	}
+	for i := range h {
+		if img.History[i].CreatedBy != h[i].CreatedBy || img.History[i].EmptyLayer != h[i].EmptyLayer {
+			return false
+		}
+	}
+	return len(layers) > 0 && (len(img.RootFS.DiffIDs) > len(layers) || len(img.History) > len(h))
 }
 
 func (s *Service) portTest(key string, values []string) (listMatch, bool, error) {
@@ -543,11 +593,11 @@ func labelsMatch(want []string, labels map[string]string) bool {
 	return true
 }
 
-// UsersOfImage names the containers made from an image.
+// UsersOfImage names the containers made from an image, or mounting it.
 func (s *Service) UsersOfImage(id string) []string {
 	var out []string
 	for _, c := range s.all() {
-		if rec, st := c.view(); rec.ImageID == id && st.State != Gone {
+		if rec, st := c.view(); (rec.ImageID == id || s.mountsImage(rec, id)) && st.State != Gone {
 			name := rec.ID[:12]
 			if st.State.HasProcess() {
 				name += " (running)"
@@ -556,6 +606,16 @@ func (s *Service) UsersOfImage(id string) []string {
 		}
 	}
 	return out
+}
+
+func (s *Service) mountsImage(rec *Record, id string) bool {
+	return slices.ContainsFunc(rec.Mounts, func(m Mount) bool {
+		if m.Type != mount.TypeImage {
+			return false
+		}
+		img, err := s.o.Images.Get(m.Source)
+		return err == nil && img.ID == id
+	})
 }
 
 // NamesOfImage tells how the containers made from an image named it.

@@ -115,10 +115,6 @@ func (s *Server) imageList(c *call) error {
 		if c.version >= 51 || c.boolean("shared-size") {
 			sum.Containers = int64(len(s.o.Containers.UsersOfImage(img.ID)))
 		}
-		if c.version >= 48 && img.Manifest.Digest != "" {
-			d := img.Manifest
-			sum.Descriptor = &d
-		}
 		if c.version < 44 {
 			out = append(out, legacySummary{sum, sum.Size})
 			continue
@@ -132,6 +128,16 @@ func (s *Server) imageInspect(c *call) error {
 	img, err := s.o.Images.Get(c.path["name"])
 	if err != nil {
 		return err
+	}
+	if c.version >= 49 {
+		p, err := c.platform()
+		if err != nil {
+			return err
+		}
+		if p != nil && !ocispec.Matches(*p, img.Config.Platform) {
+			return errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+				clip(c.path["name"]), ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*p))
+		}
 	}
 	v := imagetypes.InspectResponse{
 		ID: img.ID, RepoTags: nonNil(img.RepoTags), RepoDigests: nonNil(img.RepoDigests), Author: img.Config.Author, Architecture: img.Config.Architecture,
@@ -150,10 +156,6 @@ func (s *Server) imageInspect(c *call) error {
 	v.RootFS.Type = "layers"
 	if v.Config, err = inspectConfig(img); err != nil {
 		return err
-	}
-	if c.version >= 48 && img.Manifest.Digest != "" {
-		d := img.Manifest
-		v.Descriptor = &d
 	}
 	if c.version < 50 {
 		return c.json(http.StatusOK, legacyImageInspect{v, v.Size, img.Parent, "", ""})
@@ -256,6 +258,9 @@ func (s *Server) imageImport(c *call, src string) error {
 		return err
 	}
 	if p != nil {
+		if p.OS != ocispec.Host().OS {
+			return invalid("operating system is not supported: %s", p.OS)
+		}
 		q.Platform = *p
 	}
 	body := io.Reader(c.r.Body)

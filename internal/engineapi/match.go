@@ -58,7 +58,11 @@ func (p *pattern) match(segs []string) (values map[string]string, literals int, 
 			if extra < 0 {
 				return nil, 0, false
 			}
-			values = put(values, s[1:len(s)-4], strings.Join(segs[j:j+extra+1], "/"))
+			v := strings.Join(segs[j:j+extra+1], "/")
+			if v == "" {
+				return nil, 0, false
+			}
+			values = put(values, s[1:len(s)-4], v)
 			j += extra + 1
 			continue
 		case strings.HasPrefix(s, "{"):

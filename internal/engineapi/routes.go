@@ -21,7 +21,7 @@ var routes = []route{
 	{"GET", "/containers/json", "1.24", false, (*Server).containerList},
 	{"POST", "/containers/create", "1.24", false, (*Server).containerCreate},
 	{"POST", "/containers/prune", "1.25", false, (*Server).containerPrune},
-	{"GET", "/containers/{id}/json", "1.24", false, (*Server).containerInspect},
+	{"GET", "/containers/{id...}/json", "1.24", false, (*Server).containerInspect},
 	{"GET", "/containers/{id}/top", "1.24", false, (*Server).containerTop},
 	{"GET", "/containers/{id}/logs", "1.24", true, (*Server).containerLogs},
 	{"GET", "/containers/{id}/changes", "1.24", false, (*Server).containerChanges},

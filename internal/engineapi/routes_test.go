@@ -94,7 +94,8 @@ func TestMatch(t *testing.T) {
 	tr := newTree(routes)
 	for _, c := range []struct{ method, path, want, key, value string }{
 		{"GET", "/containers/json", "/containers/json", "", ""},
-		{"GET", "/containers/web/json", "/containers/{id}/json", "id", "web"},
+		{"GET", "/containers/web/json", "/containers/{id...}/json", "id", "web"},
+		{"GET", "/containers/web/db/json", "/containers/{id...}/json", "id", "web/db"}, // a link
 		{"GET", "/images/json", "/images/json", "", ""},
 		{"GET", "/images/json/json", "/images/{name...}/json", "name", "json"},
 		{"GET", "/images/quay.io/a/b:tag/json", "/images/{name...}/json", "name", "quay.io/a/b:tag"},
@@ -109,7 +110,7 @@ func TestMatch(t *testing.T) {
 			t.Errorf("%s %s: %+v %v", c.method, c.path, r, v)
 		}
 	}
-	for _, p := range []string{"/", "", "/containers", "/containers//json", "/images", "/nothing", "/containers/a/b/json"} {
+	for _, p := range []string{"/", "", "/containers", "/containers//json", "/images", "/nothing", "/containers/a/b/top"} {
 		if r, _, _ := tr.find("GET", p); r != nil {
 			t.Errorf("%q found %s", p, r.path)
 		}

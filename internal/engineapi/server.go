@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -262,23 +263,34 @@ func (s *Server) fail(c *call, err error) {
 	if c.r.Method == http.MethodHead {
 		return
 	}
-	json.NewEncoder(c.w).Encode(struct {
+	b, _ := marshal(struct {
 		Message string `json:"message"`
 		Hint    string `json:"hint,omitempty"`
 	}{err.Error(), errdefs.HintOf(err)})
+	c.w.Write(b)
+}
+
+// marshal encodes as Docker does: <, > and & stand for themselves, and a line
+// break ends it.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return b.Bytes(), err
 }
 
 // json answers with v.
 func (c *call) json(status int, v any) error {
-	b, err := json.Marshal(v)
+	b, err := marshal(v)
 	if err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json")
-	c.w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	c.began = true
 	c.w.WriteHeader(status)
-	c.w.Write(append(b, '\n'))
+	c.w.Write(b)
 	return nil
 }
 

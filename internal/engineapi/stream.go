@@ -2,7 +2,6 @@ package engineapi
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -139,13 +138,14 @@ type errorDetail struct {
 }
 
 func (p *progress) send(m any) {
-	b, err := json.Marshal(m)
+	b, err := marshal(m)
 	if err != nil {
 		return
 	}
+	b = append(b[:len(b)-1], '\r', '\n')
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.f.Write(append(b, '\r', '\n'))
+	p.f.Write(b)
 }
 
 // step reports as Docker words it; a step without numbers has empty details.

@@ -3,7 +3,6 @@ package engineapi
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -302,11 +301,11 @@ func eventEncoder(c *call) (func(events.Message, version) []byte, string) {
 			}
 			x = l
 		}
-		b, err := json.Marshal(x)
+		b, err := marshal(x)
 		if err != nil {
 			return nil
 		}
-		return append([]byte(head), append(b, '\n')...)
+		return append([]byte(head), b...)
 	}, contentType
 }
 

@@ -61,8 +61,12 @@ func applyChange(c *ocispec.ImageConfig, word, rest string) error {
 				c.Labels = put(c.Labels, p[0], p[1])
 				continue
 			}
-			c.Env = slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool { return strings.HasPrefix(e, p[0]+"=") })
-			c.Env = append(c.Env, p[0]+"="+p[1])
+			c.Env = slices.Clone(c.Env)
+			if i := slices.IndexFunc(c.Env, func(e string) bool { return strings.HasPrefix(e, p[0]+"=") }); i >= 0 {
+				c.Env[i] = p[0] + "=" + p[1]
+			} else {
+				c.Env = append(c.Env, p[0]+"="+p[1])
+			}
 		}
 	case "EXPOSE":
 		for p := range strings.FieldsSeq(rest) {

@@ -75,7 +75,7 @@ func TestChangesExpand(t *testing.T) {
 	if err := applyChanges(&c, []string{"ENV PATH=/opt:$PATH", "WORKDIR $HOME", "CMD echo $PATH"}); err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := json.Marshal(c); string(b) != `{"Env":["HOME=/root","EMPTY=","PATH=/opt:/bin"],"Cmd":["/bin/sh","-c","echo $PATH"],"WorkingDir":"/root"}` {
+	if b, _ := json.Marshal(c); string(b) != `{"Env":["PATH=/opt:/bin","HOME=/root","EMPTY="],"Cmd":["/bin/sh","-c","echo $PATH"],"WorkingDir":"/root"}` {
 		t.Errorf("%s", b)
 	}
 }

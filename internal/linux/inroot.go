@@ -20,7 +20,24 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // OpenInRoot opens path as a process whose root directory is root would see it
 // (openat2, Linux 5.6). flags are those of open(2); O_CLOEXEC is added.
 func OpenInRoot(root *os.File, name string, flags int, perm os.FileMode) (*os.File, error) {
-	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: inRoot}
+	return openAt2(root, name, flags, perm, inRoot)
+}
+
+// OpenPathBeneath is OpenPathInRoot for a path that must not lead out: a link
+// to above the root is not bent back into it, but an error (ErrLeadsOut).
+func OpenPathBeneath(root *os.File, name string) (*os.File, error) {
+	f, err := openAt2(root, name, unix.O_PATH, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	if errors.Is(err, unix.EXDEV) {
+		err = ErrLeadsOut
+	}
+	return f, err
+}
+
+// ErrLeadsOut is said of a path that leaves the directory it belongs to.
+var ErrLeadsOut = errors.New("path concatenation escapes the base directory")
+
+func openAt2(root *os.File, name string, flags int, perm os.FileMode, resolve uint64) (*os.File, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}
 	if flags&(unix.O_CREAT|unix.O_TMPFILE) != 0 {
 		how.Mode = uint64(perm.Perm())
 	}

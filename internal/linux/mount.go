@@ -87,7 +87,7 @@ func CloneTree(dir *os.File, path string, recursive bool) (*os.File, error) {
 // inside the mount only. The calling thread must be locked, and end afterwards:
 // before Linux 6.15 it gets a mount namespace of its own.
 func SubMount(mnt *os.File, path string) (*os.File, error) {
-	part, err := OpenPathInRoot(mnt, path)
+	part, err := OpenPathBeneath(mnt, path)
 	if err != nil {
 		return nil, err
 	}

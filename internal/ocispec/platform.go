@@ -23,9 +23,16 @@ func ParsePlatform(s string) (Platform, error) {
 		if p == "" || len(p) > 64 || p[0] == '.' || strings.ContainsFunc(p, func(r rune) bool {
 			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-' && r != '.'
 		}) {
-			return bad()
+			what := "component"
+			if i == 0 {
+				what = "OS component"
+			}
+			return Platform{}, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "%q is an invalid %s of %q", p, what, s), "os/architecture[/variant], as in linux/arm64")
 		}
 		parts[i] = strings.ToLower(p)
+		if i == 0 && parts[0] == "macos" {
+			parts[0] = "darwin"
+		}
 	}
 	var p Platform
 	switch len(parts) {

@@ -415,17 +415,32 @@ func mountFlags(options string) (flags uintptr, data string) {
 	return flags, strings.Join(rest, ",")
 }
 
-// CopyUp fills an empty volume with what is at path below root. Nothing there,
-// or a volume that has something, is no error.
-func (s *Service) CopyUp(ctx context.Context, name string, root *os.File, path string) error {
+// CopyUp fills an empty volume, or the directory sub of it, with what is at
+// path below root. Nothing there, or a volume that has something, is no error.
+func (s *Service) CopyUp(ctx context.Context, name string, root *os.File, path, sub string) error {
 	v, err := s.find(name)
 	if err != nil {
 		return err
 	}
 	v.mounting.Lock()
 	defer v.mounting.Unlock()
-	data := filepath.Join(s.dir, name, "_data")
-	if entries, err := os.ReadDir(data); err != nil || len(entries) > 0 {
+	dst, err := os.Open(filepath.Join(s.dir, name, "_data"))
+	if err == nil && sub != "" {
+		whole := dst
+		defer whole.Close()
+		dst, err = linux.OpenDirInRoot(whole, sub)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil // who mounts it will say so
+	}
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "fill", object(name), err)
+	}
+	defer dst.Close()
+	if entries, err := dst.ReadDir(1); err != io.EOF || len(entries) > 0 {
+		if err == io.EOF {
+			err = nil
+		}
 		return err
 	}
 	fi, _, err := linux.StatInRoot(root, path, true)
@@ -435,11 +450,6 @@ func (s *Service) CopyUp(ctx context.Context, name string, root *os.File, path s
 	if err != nil {
 		return errdefs.New(errdefs.Internal, "fill", object(name), err)
 	}
-	dst, err := os.Open(data)
-	if err != nil {
-		return errdefs.New(errdefs.Internal, "fill", object(name), err)
-	}
-	defer dst.Close()
 	r, w := io.Pipe()
 	go func() {
 		w.CloseWithError(layer.Archive(ctx, w, root, path, layer.ArchiveOptions{Name: ".", Follow: true}))

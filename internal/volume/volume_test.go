@@ -111,7 +111,7 @@ func TestCopyUp(t *testing.T) {
 	}
 	defer r.Close()
 	v, _ := s.Create(ctx, CreateRequest{Name: "data"})
-	if err := s.CopyUp(ctx, "data", r, "/link"); err != nil {
+	if err := s.CopyUp(ctx, "data", r, "/link", ""); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(v.Mountpoint, "sub/f")); string(data) != "content" {
@@ -122,13 +122,13 @@ func TestCopyUp(t *testing.T) {
 		t.Errorf("mode of the volume: %v", fi.Mode())
 	}
 	os.WriteFile(filepath.Join(root, "var/lib/app/later"), nil, 0o644)
-	if err := s.CopyUp(ctx, "data", r, "/var/lib/app"); err != nil {
+	if err := s.CopyUp(ctx, "data", r, "/var/lib/app", ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(v.Mountpoint, "later")); err == nil {
 		t.Error("a volume with content was filled again")
 	}
-	if err := s.CopyUp(ctx, "data", r, "/nothing"); err != nil {
+	if err := s.CopyUp(ctx, "data", r, "/nothing", ""); err != nil {
 		t.Errorf("nothing to copy: %v", err)
 	}
 }
