@@ -13,6 +13,9 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 )
 
+// maxUnread is the most that is read of a body which nobody asked for.
+const maxUnread = 1 << 20
+
 // hijack takes the connection over and answers: 101 where the client asked to
 // upgrade, and the 200 of old clients where it did not. The reader begins with
 // what the client sent already.
@@ -20,6 +23,13 @@ func (c *call) hijack(contentType string) (net.Conn, io.Reader, error) {
 	h, ok := c.w.(http.Hijacker)
 	if !ok {
 		return nil, nil, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "this stream needs HTTP/1.1"), "do not use HTTP/2 for attach, exec and session")
+	}
+	// A body of a declared length is no part of the stream: dockerode sends the
+	// options of attach as one.
+	if c.r.ContentLength > 0 {
+		if _, err := io.Copy(io.Discard, io.LimitReader(c.r.Body, maxUnread)); err != nil {
+			return nil, nil, err
+		}
 	}
 	conn, buf, err := h.Hijack()
 	if err != nil {

@@ -189,11 +189,13 @@ func (s *Service) Pull(ctx context.Context, q PullRequest, listen func(Progress)
 }
 
 func (s *Service) pullOne(ctx context.Context, repo *registry.Repository, ref reference.Ref, want *ocispec.Platform, report func(Progress)) (Image, error) {
-	report(Progress{ID: tagOrDigest(ref), Status: "Pulling from " + strings.TrimPrefix(ref.Path, ref.Domain)})
 	res, err := s.resolve(ctx, repo, ref, want)
 	if err != nil {
 		return Image{}, err
 	}
+	// Not before: an error that comes first is the answer itself, with a status
+	// that clients decide by.
+	report(Progress{ID: tagOrDigest(ref), Status: "Pulling from " + strings.TrimPrefix(ref.Path, ref.Domain)})
 	if host := ocispec.Host(); want == nil && res.config.Architecture != "" && !ocispec.Matches(host, res.config.Platform) {
 		report(Progress{Status: fmt.Sprintf("WARNING: The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
 			ocispec.FormatPlatform(ocispec.Normalise(res.config.Platform)), ocispec.FormatPlatform(host))})

@@ -204,7 +204,7 @@ func (s *Service) Sandbox(containerID string) (Sandbox, bool) {
 func (s *Service) reserveEndpoint(n *live, q EndpointRequest, b *sandbox, all []EndpointRequest) error {
 	what := b.object() + " to " + object(n.Name)
 	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: slices.Clone(q.Aliases), Links: slices.Clone(q.Links), GwPriority: q.GwPriority}
-	ep.DNSNames = b.Request.dnsNames()
+	ep.DNSNames = b.Request.dnsNames(ep.Aliases)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n.Driver == "host" || n.Driver == "null" {
@@ -228,8 +228,10 @@ func (s *Service) reserveEndpoint(n *live, q EndpointRequest, b *sandbox, all []
 	return nil
 }
 
-func (r SandboxRequest) dnsNames() (out []string) {
-	for _, name := range []string{strings.TrimPrefix(r.Name, "/"), r.ContainerID[:min(12, len(r.ContainerID))], r.Hostname} {
+// dnsNames are what an endpoint is known by, in Docker's order.
+func (r SandboxRequest) dnsNames(aliases []string) (out []string) {
+	names := append([]string{strings.TrimPrefix(r.Name, "/")}, aliases...)
+	for _, name := range append(names, r.ContainerID[:min(12, len(r.ContainerID))], r.Hostname) {
 		if name != "" && !slices.Contains(out, name) {
 			out = append(out, name)
 		}
@@ -510,7 +512,7 @@ func (s *Service) Rename(ctx context.Context, containerID, name string) (Sandbox
 	return s.amend(containerID, func(b *sandbox) {
 		b.Request.Name = strings.TrimPrefix(name, "/")
 		for i := range b.Endpoints {
-			b.Endpoints[i].DNSNames = b.Request.dnsNames()
+			b.Endpoints[i].DNSNames = b.Request.dnsNames(b.Endpoints[i].Aliases)
 		}
 	})
 }
