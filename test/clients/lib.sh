@@ -2,7 +2,8 @@
 # as it should be. The test that runs them gives
 #
 #   DOCKER         the docker client, with its plugins in DOCKER_CONFIG
-#   DOCKER_HOST    an engine with the image busybox
+#   ONGGI          the command line of Onggi
+#   DOCKER_HOST    an engine with the image busybox, and ONGGI_HOST the same
 #   REGISTRY       a registry that wants REGISTRY_USER and REGISTRY_PASSWORD
 #
 # and an empty working directory.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/internal/testenv"
 	"github.com/onggi/onggi/internal/testenv/registrytest"
@@ -30,7 +32,23 @@ func TestClients(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What `make build` puts beside onggi.
+	beside := filepath.Join(filepath.Dir(testenv.Binary(t, "onggi")), "onggi-compose")
+	os.Remove(beside)
+	if err := os.Symlink(installClient(t, "compose"), beside); err != nil {
+		t.Fatal(err)
+	}
 	for _, script := range []string{"docker", "buildx", "compose"} {
+		t.Run(script, func(t *testing.T) { runClient(t, script, docker, plugins) })
+	}
+	t.Run("moby", func(t *testing.T) {
+		e := newEngine(t)
+		e.busybox()
+		mobyClient(t, e)
+	})
+	t.Run("testcontainers-go", func(t *testing.T) { runClient(t, installClient(t, "testcontainers-go"), docker, plugins) })
+	t.Setenv("NODE_PATH", installClient(t, "node"))
+	for _, script := range []string{"dockerode", "testcontainers-node"} {
 		t.Run(script, func(t *testing.T) { runClient(t, script, docker, plugins) })
 	}
 	// Other versions, where the machine has them.
@@ -75,9 +93,15 @@ func runClient(t *testing.T, script, docker, plugins string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path)
+	if filepath.IsAbs(script) {
+		path = script
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.WaitDelay = 5 * time.Second // what a script leaves running may hold its output
 	cmd.Dir = work
-	cmd.Env = append(os.Environ(), "DOCKER="+docker, "DOCKER_HOST=unix://"+e.sock, "DOCKER_CONFIG="+config, "BUILDX_CONFIG="+filepath.Join(e.dir, "buildx"),
+	cmd.Env = append(os.Environ(), "DOCKER="+docker, "ONGGI="+e.cli, "ONGGI_HOST=unix://"+e.sock, "DOCKER_HOST=unix://"+e.sock, "DOCKER_CONFIG="+config, "BUILDX_CONFIG="+filepath.Join(e.dir, "buildx"),
 		"REGISTRY="+reg.Host, "REGISTRY_USER="+registrytest.User, "REGISTRY_PASSWORD="+registrytest.Password, fmt.Sprintf("HTTP_PORT=%d", freePort(t)))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if len(out) > 4000 {
