@@ -127,12 +127,12 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	if err != nil {
 		return img, nil, err
 	}
+	if err := checkModes(q.Config, q.HostConfig); err != nil {
+		return img, nil, err
+	}
 	// An image may expose ports that are of no use here; the request may not.
 	if q.HostConfig.NetworkMode.IsContainer() && len(q.Config.ExposedPorts) > 0 {
 		return img, nil, invalid("conflicting options: port exposing and the container type network mode")
-	}
-	if err := checkModes(q.Config, q.HostConfig); err != nil {
-		return img, nil, err
 	}
 	if err := mergeImage(q.Config, ic); err != nil {
 		return img, nil, err

@@ -491,7 +491,7 @@ func checkModes(c *Config, h *HostConfig) error {
 		return invalid("invalid cgroup: %v", h.Cgroup)
 	}
 	n := h.NetworkMode
-	if n.IsContainer() && n.ConnectedContainer() == "" {
+	if n == "container" || n.IsContainer() && n.ConnectedContainer() == "" {
 		return invalid("invalid container format container:<name|id>")
 	}
 	if n.IsContainer() || n.IsHost() {

@@ -4,7 +4,8 @@
 //
 // A volume has a name, a driver ("local"), options, labels, and a directory.
 // The local driver's options are those of mount(8): type, o, device; with them
-// the directory is mounted when the first container uses the volume.
+// the directory is mounted when the first container uses the volume. The option
+// size limits one that is not mounted, by a quota of its file system.
 //
 // # On disk
 //
@@ -46,6 +47,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
+
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/layer"
@@ -82,6 +85,7 @@ type record struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	Options map[string]string `json:"options,omitempty"`
 	Created time.Time         `json:"created"`
+	Project uint32            `json:"project,omitempty"` // of its quota
 }
 
 type live struct {
@@ -180,7 +184,12 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 	if err := os.Chmod(filepath.Join(s.dir, r.Name), 0o701); err != nil {
 		return Volume{}, errdefs.New(kindOf(err), "create", object(r.Name), err)
 	}
+	if err := s.limitLocked(v, data); err != nil {
+		os.RemoveAll(filepath.Join(s.dir, r.Name))
+		return Volume{}, errdefs.New(errdefs.KindOf(err), "create", object(r.Name), err)
+	}
 	if err := s.db.Update(func(tx *metadb.Tx) error { return tx.Put(bucket, r.Name, v.record) }); err != nil {
+		s.unlimit(v, data)
 		os.RemoveAll(filepath.Join(s.dir, r.Name))
 		return Volume{}, errdefs.New(kindOf(err), "create", object(r.Name), err)
 	}
@@ -192,11 +201,16 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 func checkOptions(r CreateRequest) error {
 	for k := range r.Options {
 		if !slices.Contains([]string{"type", "o", "device", "size"}, k) {
-			return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the local driver has no option %q: it has type, o, device", k)
+			return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the local driver has no option %q: it has type, o, device, size", k)
 		}
 	}
-	if r.Options["size"] != "" {
-		return errdefs.Newf(errdefs.Unsupported, "create", object(r.Name), "a limit of size is not supported yet")
+	if size := r.Options["size"]; size != "" {
+		if n, err := units.RAMInBytes(size); err != nil || n <= 0 {
+			return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the size %q is not like 10m or 2g", size)
+		}
+		if r.Options["type"] != "" || r.Options["device"] != "" || r.Options["o"] != "" {
+			return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the option size is for volumes that are not mounted"), "for a tmpfs: --opt type=tmpfs --opt o=size="+size)
+		}
 	}
 	if (r.Options["type"] == "") != (r.Options["device"] == "") && r.Options["type"] != "tmpfs" && !strings.Contains(r.Options["o"], "bind") {
 		return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "type and device belong together")
@@ -310,6 +324,7 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) error {
 	}
 	delete(s.vols, name)
 	s.mu.Unlock()
+	s.unlimit(v, filepath.Join(s.dir, name, "_data"))
 	if err := linux.DetachMount(filepath.Join(s.dir, name, "_data")); err != nil {
 		return errdefs.New(errdefs.Internal, "remove", object(name), err)
 	}
@@ -330,9 +345,9 @@ func (s *Service) Mount(ctx context.Context, name, containerID string) (string, 
 	data := filepath.Join(s.dir, name, "_data")
 	v.mounting.Lock()
 	defer v.mounting.Unlock()
-	if len(v.Options) > 0 && !isMount(data) {
-		if err := mountOptions(v.Options, data); err != nil {
-			return "", errdefs.New(errdefs.Internal, "mount", object(name), err)
+	if v.mounted() && !isMount(data) {
+		if err := mountOptions(ctx, v.Options, data); err != nil {
+			return "", errdefs.New(errdefs.KindOf(err), "mount", object(name), err)
 		}
 	}
 	s.mu.Lock()
@@ -356,11 +371,14 @@ func (s *Service) Unmount(ctx context.Context, name, containerID string) error {
 	delete(v.users, containerID)
 	idle := len(v.users) == 0
 	s.mu.Unlock()
-	if idle && len(v.Options) > 0 {
+	if idle && v.mounted() {
 		return linux.DetachMount(filepath.Join(s.dir, name, "_data"))
 	}
 	return nil
 }
+
+// mounted reports whether the volume is a mount, by its options.
+func (r record) mounted() bool { return r.Options["type"] != "" || r.Options["device"] != "" }
 
 // isMount reports whether dir is on another file system than its parent, or a
 // bind.
@@ -375,44 +393,6 @@ func isMount(dir string) bool {
 		}
 	}
 	return false
-}
-
-// mountOptions mounts what the options type, device and o say.
-func mountOptions(o map[string]string, target string) error {
-	flags, data := mountFlags(o["o"])
-	kind := o["type"]
-	if flags&syscall.MS_BIND != 0 {
-		kind = ""
-	}
-	device := o["device"]
-	if kind == "nfs" || kind == "nfs4" || kind == "cifs" {
-		// The kernel wants the server's address as an option beside its name.
-		if host, _, ok := strings.Cut(device, ":"); ok && kind != "cifs" && !strings.Contains(data, "addr=") {
-			data = strings.TrimPrefix(data+",addr="+host, ",")
-		}
-	}
-	if err := linux.MountAt(device, target, kind, flags, data); err != nil {
-		return fmt.Errorf("mount %s (type %q, options %q): %w", device, o["type"], o["o"], err)
-	}
-	if flags&syscall.MS_BIND != 0 && flags&syscall.MS_RDONLY != 0 {
-		return linux.MountAt("", target, "", flags|syscall.MS_REMOUNT, "")
-	}
-	return nil
-}
-
-func mountFlags(options string) (flags uintptr, data string) {
-	known := map[string]uintptr{"ro": syscall.MS_RDONLY, "nosuid": syscall.MS_NOSUID, "nodev": syscall.MS_NODEV, "noexec": syscall.MS_NOEXEC, "bind": syscall.MS_BIND,
-		"rbind": syscall.MS_BIND | syscall.MS_REC, "noatime": syscall.MS_NOATIME, "nodiratime": syscall.MS_NODIRATIME, "relatime": syscall.MS_RELATIME,
-		"sync": syscall.MS_SYNCHRONOUS, "rw": 0, "defaults": 0, "": 0}
-	var rest []string
-	for _, o := range strings.Split(options, ",") {
-		if f, ok := known[o]; ok {
-			flags |= f
-		} else {
-			rest = append(rest, o)
-		}
-	}
-	return flags, strings.Join(rest, ",")
 }
 
 // CopyUp fills an empty volume, or the directory sub of it, with what is at

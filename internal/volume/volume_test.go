@@ -2,9 +2,15 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/events"
@@ -128,6 +134,16 @@ func TestCopyUp(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(v.Mountpoint, "later")); err == nil {
 		t.Error("a volume with content was filled again")
 	}
+	// A directory of it may be empty still.
+	os.Mkdir(filepath.Join(v.Mountpoint, "empty"), 0o755)
+	for _, into := range []string{"empty", "sub/f", "nothing"} {
+		if err := s.CopyUp(ctx, "data", r, "/var/lib/app", into); err != nil {
+			t.Errorf("into %s: %v", into, err)
+		}
+	}
+	if data, err := os.ReadFile(filepath.Join(v.Mountpoint, "empty/sub/f")); string(data) != "content" {
+		t.Errorf("in a directory of the volume: %q, %v", data, err)
+	}
 	if err := s.CopyUp(ctx, "data", r, "/nothing", ""); err != nil {
 		t.Errorf("nothing to copy: %v", err)
 	}
@@ -152,5 +168,190 @@ func TestOptionsAreMounted(t *testing.T) {
 	}
 	if _, err := s.Create(ctx, CreateRequest{Name: "odd", Options: map[string]string{"speed": "high"}}); !errdefs.Is(err, errdefs.Invalid) {
 		t.Errorf("unknown option: %v", err)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for _, c := range []struct {
+		options string
+		flags   uintptr
+		data    string
+	}{
+		{"", 0, ""}, {"rw,size=1m,mode=700", 0, "size=1m,mode=700"}, {"bind,ro,nodev", syscall.MS_BIND | syscall.MS_RDONLY | syscall.MS_NODEV, ""},
+		{"noexec,addr=h,vers=4", syscall.MS_NOEXEC, "addr=h,vers=4"},
+	} {
+		if flags, data := mountFlags(c.options); flags != c.flags || data != c.data {
+			t.Errorf("%q: %x %q", c.options, flags, data)
+		}
+	}
+	for _, c := range []struct{ kind, device, data, want string }{
+		{"nfs", "192.0.2.1:/export", "vers=4", "vers=4,addr=192.0.2.1"},
+		{"nfs4", ":/export", "addr=192.0.2.2,ro", "ro,addr=192.0.2.2"},
+		{"nfs", "[2001:db8::1]:/export", "", "addr=2001:db8::1"},
+		{"cifs", "//192.0.2.3/share", "username=u,password=p", "username=u,password=p,addr=192.0.2.3"},
+		{"tmpfs", "tmpfs", "size=1m", "size=1m"},
+	} {
+		if got, err := withAddress(ctx, c.kind, c.device, c.data); got != c.want || err != nil {
+			t.Errorf("%s %s: %q, %v", c.kind, c.device, got, err)
+		}
+	}
+	if s := hidden("username=u,password=secret,pass=x"); strings.Contains(s, "secret") || strings.Contains(s, "pass=x") {
+		t.Error(s)
+	}
+	s := open(t, t.TempDir())
+	for opts, kind := range map[string]errdefs.Kind{"size=many": errdefs.Invalid, "size=-1": errdefs.Invalid, "size=1m,type=tmpfs": errdefs.Invalid, "nonsense=1": errdefs.Invalid} {
+		m := map[string]string{}
+		for _, o := range strings.Split(opts, ",") {
+			k, v, _ := strings.Cut(o, "=")
+			m[k] = v
+		}
+		if _, err := s.Create(ctx, CreateRequest{Name: "x1", Options: m}); !errdefs.Is(err, kind) {
+			t.Errorf("%s: %v", opts, err)
+		}
+	}
+}
+
+func TestMountsByOptions(t *testing.T) {
+	testenv.NeedRoot(t)
+	s := open(t, t.TempDir())
+	dir := t.TempDir()
+	os.WriteFile(filepath.Join(dir, "f"), []byte("bound"), 0o644)
+	for name, o := range map[string]map[string]string{
+		"bound": {"type": "none", "o": "bind,ro", "device": dir}, "tmp": {"type": "tmpfs", "device": "tmpfs", "o": "size=64k,mode=710"},
+	} {
+		if _, err := s.Create(ctx, CreateRequest{Name: name, Options: o}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := s.Mount(ctx, name, "one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Mount(ctx, name, "two")
+		if err := s.Unmount(ctx, name, "one"); err != nil || !isMount(p) {
+			t.Errorf("%s: unmounted while in use: %v", name, err)
+		}
+		err = os.WriteFile(filepath.Join(p, "new"), make([]byte, 100<<10), 0o644)
+		if want := map[string]error{"bound": syscall.EROFS, "tmp": syscall.ENOSPC}[name]; !errors.Is(err, want) {
+			t.Errorf("%s: writing too much, or at all: %v", name, err)
+		}
+		if err := s.Unmount(ctx, name, "two"); err != nil || isMount(p) {
+			t.Errorf("%s: still mounted: %v", name, err)
+		}
+		if err := s.Remove(ctx, name, false); err != nil {
+			t.Error(err)
+		}
+	}
+	if data, _ := os.ReadFile(filepath.Join(dir, "f")); string(data) != "bound" {
+		t.Error("removing a volume removed what was bound")
+	}
+	for _, o := range []map[string]string{{"type": "nosuchfs", "device": "x"}, {"type": "none", "o": "bind", "device": "/no/such/place"}} {
+		if _, err := s.Create(ctx, CreateRequest{Name: "bad", Options: o}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Mount(ctx, "bad", "one"); err == nil || !strings.Contains(err.Error(), o["device"]) || errdefs.KindOf(err) == errdefs.Internal {
+			t.Errorf("%v: %v", o, err)
+		}
+		s.Remove(ctx, "bad", true)
+	}
+}
+
+// quotaDisk mounts a file system with quotas for projects, or one without.
+func quotaDisk(t *testing.T, on bool) string {
+	t.Helper()
+	mkfs := testenv.NeedProgram(t, "mkfs.ext4")
+	testenv.NeedRoot(t)
+	file, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	if err := os.WriteFile(file, nil, 0o600); err != nil || os.Truncate(file, 32<<20) != nil {
+		t.Fatal(err)
+	}
+	args, opts := []string{"-q"}, "loop"
+	if on {
+		args, opts = append(args, "-O", "project,quota", "-E", "quotatype=prjquota"), "loop,prjquota"
+	}
+	if out, err := exec.Command(mkfs, append(args, file)...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %s", out)
+	}
+	if out, err := exec.Command("mount", "-o", opts, file, dir).CombinedOutput(); err != nil && on {
+		t.Skipf("the kernel has no quotas of ext4 (CONFIG_QFMT_V2): %s", out)
+	} else if err != nil {
+		t.Fatalf("mount: %s", out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %s", out)
+		}
+	})
+	return dir
+}
+
+// withoutResource calls f on a thread that may not exceed limits, as the kernel
+// lets those with CAP_SYS_RESOURCE.
+func withoutResource(t *testing.T, f func()) {
+	t.Helper()
+	const version, sysResource = 0x20080522, 24 // of linux/capability.h
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with us
+		head := struct{ version, pid uint32 }{version, 0}
+		var data [6]uint32 // effective, permitted, inheritable; twice
+		_, _, e := syscall.RawSyscall(syscall.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&data)), 0)
+		if e == 0 {
+			data[0] &^= 1 << sysResource
+			_, _, e = syscall.RawSyscall(syscall.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&data)), 0)
+		}
+		if e != 0 {
+			done <- e
+			return
+		}
+		f()
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSize(t *testing.T) {
+	s := open(t, quotaDisk(t, true))
+	for _, name := range []string{"one", "two"} {
+		v, err := s.Create(ctx, CreateRequest{Name: name, Options: map[string]string{"size": "1m"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fi os.FileInfo
+		withoutResource(t, func() {
+			err = os.WriteFile(filepath.Join(v.Mountpoint, "f"), make([]byte, 2<<20), 0o644)
+			fi, _ = os.Stat(filepath.Join(v.Mountpoint, "f"))
+		})
+		if !errors.Is(err, syscall.EDQUOT) || fi == nil || fi.Size() > 1<<20 || fi.Size() < 512<<10 {
+			t.Errorf("%s: %v, %v", name, err, fi)
+		}
+	}
+	if a, b := s.vols["one"].Project, s.vols["two"].Project; a == b {
+		t.Errorf("both have the project %d", a)
+	}
+	again := open2(t, s)
+	if v := again.vols["one"]; v.Project != s.vols["one"].Project || v.mounted() {
+		t.Errorf("after a restart: %+v", v.record)
+	}
+	if err := s.Remove(ctx, "one", false); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Create(ctx, CreateRequest{Name: "three", Options: map[string]string{"size": "4m"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Mountpoint, "f"), make([]byte, 2<<20), 0o644); err != nil {
+		t.Errorf("the limit of one that is gone: %v", err)
+	}
+}
+
+func TestSizeWithoutQuota(t *testing.T) {
+	s := open(t, quotaDisk(t, false))
+	if _, err := s.Create(ctx, CreateRequest{Name: "one", Options: map[string]string{"size": "1m"}}); !errdefs.Is(err, errdefs.Unsupported) || !strings.Contains(err.Error(), "quota") {
+		t.Errorf("%v", err)
+	}
+	if l, _ := s.List(nil); len(l) != 0 {
+		t.Errorf("left: %v", l)
 	}
 }
