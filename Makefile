@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 VERSION_FLAGS =
 PROGRAMS = $(notdir $(wildcard cmd/onggi*))
 
-.PHONY: build test demo bench vm init install clean help
+.PHONY: build test demo bench vm init reference install clean help
 build: ## all programs, in bin/
 	@mkdir -p bin
 	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/...
@@ -31,6 +31,9 @@ vm: ## the lane with control groups v2 only
 
 init: ## rebuild the embedded onggi-init (needs gcc)
 	$(MAKE) -C cmd/onggi-init
+
+reference: ## write docs/reference/commands.md anew
+	go test -tags grpcnotrace ./internal/cli -run TestReferenceIsUpToDate -rewrite
 
 install: build ## into $(PREFIX)/bin
 	install -d $(DESTDIR)$(or $(PREFIX),/usr/local)/bin
