@@ -44,6 +44,22 @@ func streams(ms []Message) string {
 	return b.String()
 }
 
+// A file of the same size and time, but not the same, is another file.
+func TestClassicTarsDiffer(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	ids := map[string]bool{}
+	for _, content := range []string{"foo", "bar"} {
+		ms, err := b.classic(ClassicRequest{Version: "1", Tar: tarOf(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": content})})
+		if err != nil {
+			t.Fatal(err, ms)
+		}
+		ids[streams(ms[len(ms)-1:])] = true
+	}
+	if len(ids) != 2 {
+		t.Errorf("%v", ids)
+	}
+}
+
 func TestClassicTar(t *testing.T) {
 	b := newBuilder(t, &nopExecutor{})
 	arg := "v"

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/filesync"
@@ -16,7 +17,9 @@ import (
 // the solver the directory of the context and the accounts of the request. The
 // returned function ends it.
 func (c *core) startSession(ctx context.Context, dir string, accounts map[string]Account) (id string, stop func(), err error) {
-	s, err := session.NewSession(ctx, "")
+	// A key of its own: contexts that came as tars have times in whole seconds,
+	// and would be taken for one another by size and time.
+	s, err := session.NewSession(ctx, identity.NewID())
 	if err != nil {
 		return "", nil, err
 	}
