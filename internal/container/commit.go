@@ -151,11 +151,11 @@ func (s *Service) Prune(ctx context.Context, filters map[string][]string) (conta
 // ParseTime reads what `--since` and `until=` take: seconds since 1970 (with a
 // fraction), RFC 3339 with or without a zone, a date, or a duration before now.
 func ParseTime(v string, now time.Time) (time.Time, error) {
+	if sec, frac, ok := splitSeconds(v); ok { // before durations, which know "0", too
+		return time.Unix(sec, frac), nil
+	}
 	if d, err := time.ParseDuration(v); err == nil {
 		return now.Add(-d), nil
-	}
-	if sec, frac, ok := splitSeconds(v); ok {
-		return time.Unix(sec, frac), nil
 	}
 	for _, f := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04", "2006-01-02T15", "2006-01-02Z07:00", "2006-01-02"} {
 		if t, err := time.ParseInLocation(f, v, time.Local); err == nil {

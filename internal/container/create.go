@@ -137,7 +137,7 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	if err := mergeImage(q.Config, ic); err != nil {
 		return img, nil, err
 	}
-	if err := s.resolveModes(q.HostConfig); err != nil {
+	if err := s.resolveModes(q.Name, q.HostConfig); err != nil {
 		return img, nil, err
 	}
 	if warnings, err = normalise(rec.ID, q.Config, q.HostConfig, s.o.Defaults); err != nil {
@@ -189,7 +189,7 @@ func imageConfigOf(img image.Image) (imageConfig, error) {
 
 // resolveModes turns "container:name" into "container:<id>", so that a later
 // rename of the other one changes nothing.
-func (s *Service) resolveModes(h *HostConfig) error {
+func (s *Service) resolveModes(own string, h *HostConfig) error {
 	id := func(ref string) (string, error) {
 		c, err := s.findReferred(ref)
 		if err != nil {
@@ -197,12 +197,18 @@ func (s *Service) resolveModes(h *HostConfig) error {
 		}
 		return "container:" + c.id, nil
 	}
-	if h.NetworkMode.IsContainer() && h.NetworkMode.ConnectedContainer() != "" {
-		m, err := id(h.NetworkMode.ConnectedContainer())
-		if err != nil {
+	if other := h.NetworkMode.ConnectedContainer(); h.NetworkMode.IsContainer() && other != "" {
+		if other == own {
+			return invalid("cannot join own network")
+		}
+		// One that is not there yet may be made before the start.
+		m, err := id(other)
+		if err != nil && errdefs.KindOf(errors.Unwrap(err)) != errdefs.NotFound {
 			return err
 		}
-		h.NetworkMode = networkMode(m)
+		if err == nil {
+			h.NetworkMode = networkMode(m)
+		}
 	}
 	if h.IpcMode.IsContainer() && h.IpcMode.Container() != "" {
 		m, err := id(h.IpcMode.Container())
@@ -228,6 +234,10 @@ func (s *Service) resolveModes(h *HostConfig) error {
 			continue
 		}
 		c, err := s.findReferred(name)
+		if err != nil && h.NetworkMode.IsUserDefined() {
+			h.Links[i] = name + ":" + path.Base(cmpOr(alias, name)) // a name of its own, whoever has it
+			continue
+		}
 		if err != nil {
 			return errdefs.Newf(errdefs.KindOf(err), "", "", "could not get container for %s: %w", clip(name), err)
 		}
@@ -334,7 +344,7 @@ func (s *Service) planAllMounts(rec *Record) ([]Mount, error) {
 				continue
 			}
 			m.ReadOnly = m.ReadOnly || strings.HasPrefix(mode, "ro")
-			m.Options.Anonymous = false // the other container's to remove
+			m.Options.NoCopy = true // the other container's to fill
 			inherited = append(inherited, m)
 		}
 	}

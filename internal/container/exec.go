@@ -47,7 +47,7 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, q container.ExecCr
 	if err != nil {
 		return "", err
 	}
-	if err := execPossible(c); err != nil {
+	if err := execPossible(ref, c); err != nil {
 		return "", err
 	}
 	switch {
@@ -108,13 +108,13 @@ func (e *Exec) hasEnded() bool {
 	}
 }
 
-func execPossible(c *Container) error {
+func execPossible(ref string, c *Container) error {
 	rec, st := c.view()
 	switch st.State {
 	case Running:
 		return nil
 	case Paused:
-		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "container %s is paused, unpause the container before exec", c.id), "onggi unpause "+rec.Name)
+		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", "Container %s is paused, unpause the container before exec", ref), "onggi unpause "+rec.Name)
 	case Restarting:
 		return errdefs.Newf(errdefs.Conflict, "", "", "container %s is restarting, wait until the container is running", c.id)
 	}
@@ -139,7 +139,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, q container.ExecStar
 	if err != nil {
 		return err
 	}
-	if err := execPossible(e.c); err != nil {
+	if err := execPossible(e.c.id, e.c); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -238,7 +238,7 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 	rec, st, r := c.rec, c.st, c.run
 	c.mu.Unlock()
 	if st.State != Running || r == nil || r.started == nil {
-		return nil, execPossible(c)
+		return nil, execPossible(c.id, c)
 	}
 	p, err := s.execProcess(c, rec, r, q.cfg)
 	if err != nil {

@@ -240,7 +240,7 @@ func (s *Service) probeGroup(c *Container, id string) (*cgroup.Group, error) {
 	r := c.run
 	c.mu.Unlock()
 	if r == nil || r.group == nil {
-		return nil, execPossible(c)
+		return nil, execPossible(c.id, c)
 	}
 	return r.group.Subgroup(id)
 }

@@ -504,9 +504,18 @@ func portRequests(c *Config, h *HostConfig) []network.PortRequest {
 		}
 	}
 	slices.SortFunc(out, func(a, b network.PortRequest) int {
-		return cmpInts(int(a.Port)-int(b.Port), strings.Compare(a.Proto, b.Proto), int(a.HostPort)-int(b.HostPort))
+		// What was asked for is taken before what is given out.
+		return cmpInts(choices(a)-choices(b), int(a.Port)-int(b.Port), strings.Compare(a.Proto, b.Proto), int(a.HostPort)-int(b.HostPort))
 	})
 	return out
+}
+
+// choices is how many ports of the host would do.
+func choices(r network.PortRequest) int {
+	if r.HostPort == 0 {
+		return 1 << 16
+	}
+	return int(max(r.HostPort, r.HostPortEnd)) - int(r.HostPort)
 }
 
 func cmpInts(vals ...int) int {

@@ -724,7 +724,7 @@ func (s *Service) deleteData(ctx context.Context, c *Container, rec *Record, o R
 				errs = append(errs, err)
 			}
 		}
-		if !o.Volumes || !m.Options.Anonymous || m.Name == "" {
+		if !o.Volumes || !m.Options.Anonymous || m.Name == "" || s.VolumeUsers()[m.Name] > 1 {
 			continue
 		}
 		if err := s.o.Volumes.Remove(ctx, m.Name, false); err != nil && errdefs.KindOf(err) != errdefs.NotFound && errdefs.KindOf(err) != errdefs.Conflict {

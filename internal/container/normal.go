@@ -194,6 +194,9 @@ func normaliseConfig(id string, c *Config, h *HostConfig) {
 	if c.Labels == nil {
 		c.Labels = map[string]string{}
 	}
+	if len(c.Volumes) == 0 {
+		c.Volumes = nil
+	}
 	if c.WorkingDir != "" {
 		c.WorkingDir = path.Clean(c.WorkingDir)
 	}
@@ -451,7 +454,7 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 		return nil, invalid("SHM size can not be less than 0")
 	}
 	if h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000 {
-		return nil, invalid("invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
+		return nil, invalid("Invalid value %d, range for oom score adj is [-1000, 1000].", h.OomScoreAdj)
 	}
 	for _, u := range h.Ulimits {
 		if u == nil {
@@ -504,7 +507,7 @@ func checkModes(c *Config, h *HostConfig) error {
 			return invalid("conflicting options: hostname and the network mode")
 		case h.UTSMode.IsHost() && n.IsContainer():
 		case len(h.Links) > 0:
-			return invalid("conflicting options: %s type networking can't be used with links. This would result in undefined behavior", kind)
+			return invalid("conflicting options: %s type networking can't be used with links: links are only supported for user-defined networks", kind)
 		case n.IsContainer() && len(h.DNS) > 0:
 			return invalid("conflicting options: dns and the network mode")
 		case n.IsContainer() && len(h.ExtraHosts) > 0:

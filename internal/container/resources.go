@@ -1,6 +1,7 @@
 package container
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -33,7 +34,7 @@ func checkResources(r *container.Resources, d Defaults) (warnings []string, err 
 	case r.NanoCPUs < 0:
 		return nil, invalid("range of CPUs is from 0.01 to the number of CPUs of the machine")
 	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return nil, invalid("Conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
+		return nil, invalid("Conflicting options: Nano CPUs and CPU %s cannot both be set", either(r.CPUPeriod > 0, "Period", "Quota"))
 	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
 		return nil, invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
@@ -46,9 +47,15 @@ func checkResources(r *container.Resources, d Defaults) (warnings []string, err 
 	if n := runtime.NumCPU(); r.NanoCPUs > int64(n)*1e9 {
 		return nil, invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", n, n)
 	}
-	for _, s := range []struct{ what, v string }{{"cpus", r.CpusetCpus}, {"memory nodes", r.CpusetMems}} {
+	for _, s := range []struct{ what, v, things, there string }{
+		{"cpus", r.CpusetCpus, "CPUs", "/sys/devices/system/cpu/online"}, {"mems", r.CpusetMems, "memory nodes", "/sys/devices/system/node/online"},
+	} {
 		if err := checkCPUSet(s.v); err != nil {
 			return nil, invalid("Invalid value %s for cpuset %s", clip(s.v), s.what)
+		}
+		b, err := os.ReadFile(s.there)
+		if there := strings.TrimSpace(string(b)); s.v != "" && err == nil && !within(s.v, there) {
+			return nil, invalid("Requested %s are not available - requested %s, available: %s", s.things, clip(s.v), there)
 		}
 	}
 	for _, rule := range r.DeviceCgroupRules {
@@ -65,6 +72,38 @@ func checkResources(r *container.Resources, d Defaults) (warnings []string, err 
 		return nil, invalid("pids limit %d: want a positive number, or -1 for none", *r.PidsLimit)
 	}
 	return warnings, nil
+}
+
+func either(first bool, a, b string) string {
+	if first {
+		return a
+	}
+	return b
+}
+
+// within tells whether every range of a list lies in one of another's.
+func within(list, of string) bool {
+	bounds := func(part string) (lo, hi int) {
+		a, b, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			b = a
+		}
+		lo, _ = strconv.Atoi(a)
+		hi, _ = strconv.Atoi(b)
+		return lo, hi
+	}
+	for part := range strings.SplitSeq(list, ",") {
+		lo, hi := bounds(part)
+		in := false
+		for o := range strings.SplitSeq(of, ",") {
+			olo, ohi := bounds(o)
+			in = in || olo <= lo && hi <= ohi
+		}
+		if !in {
+			return false
+		}
+	}
+	return true
 }
 
 // checkCPUSet refuses "0-2147483647" before anybody loops over it.
@@ -266,7 +305,9 @@ func hostDevices(mappings []container.DeviceMapping) ([]specs.LinuxDevice, []spe
 		target := cmpOr(m.PathInContainer, m.PathOnHost)
 		found, err := linux.DevicesAt(m.PathOnHost)
 		if err != nil || len(found) == 0 {
-			if err == nil {
+			if _, serr := os.Stat(m.PathOnHost); err == nil && serr == nil {
+				err = fmt.Errorf("%q: not a device node", clip(m.PathOnHost))
+			} else if err == nil {
 				err = os.ErrNotExist
 			}
 			return nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "error gathering device information while adding custom device %q: %w", clip(m.PathOnHost), err)

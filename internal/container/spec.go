@@ -129,11 +129,13 @@ func environment(c *Config, hostname, home string, links []string) []string {
 	}
 	env = append(env, links...)
 	for _, e := range c.Env {
-		if strings.Contains(e, "=") { // a bare name means "not set"
+		if strings.Contains(e, "=") {
 			env = append(env, e)
+		} else { // a bare name means "not set"
+			env = slices.DeleteFunc(env, func(have string) bool { return strings.HasPrefix(have, e+"=") })
 		}
 	}
-	env = dedupEnv(env)
+	env = slices.DeleteFunc(dedupEnv(env), func(e string) bool { return e == "HOME=" })
 	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		env = append(env, "HOME="+cmp.Or(home, "/"))
 	}

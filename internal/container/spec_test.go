@@ -356,7 +356,7 @@ func TestHealthPolicy(t *testing.T) {
 func TestParseTime(t *testing.T) {
 	now := time.Unix(1000000, 0)
 	for in, want := range map[string]time.Time{
-		"10m": now.Add(-10 * time.Minute), "1500000000": time.Unix(1500000000, 0), "1500000000.5": time.Unix(1500000000, 5e8), "-5": time.Unix(-5, 0),
+		"0": time.Unix(0, 0), "10m": now.Add(-10 * time.Minute), "1500000000": time.Unix(1500000000, 0), "1500000000.5": time.Unix(1500000000, 5e8), "-5": time.Unix(-5, 0),
 		"2026-01-02T15:04:05Z": time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC),
 	} {
 		if got, err := ParseTime(in, now); err != nil || !got.Equal(want) {
@@ -555,5 +555,47 @@ func TestDescends(t *testing.T) {
 	}
 	if descends(base, img("")) {
 		t.Error("everything is made from an empty image")
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	for _, c := range []struct {
+		env  []string
+		want []string
+	}{
+		{nil, []string{"PATH=" + defaultPath, "HOSTNAME=h", "HOME=/root"}},
+		{[]string{"HOME=", "A="}, []string{"PATH=" + defaultPath, "HOSTNAME=h", "A=", "HOME=/root"}},
+		{[]string{"HOSTNAME", "PATH=/x", "B"}, []string{"PATH=/x", "HOME=/root"}},
+	} {
+		if got := environment(&Config{Env: c.env}, "h", "/root", nil); !slices.Equal(got, c.want) {
+			t.Errorf("%q: %q, want %q", c.env, got, c.want)
+		}
+	}
+}
+
+func TestWithin(t *testing.T) {
+	for _, c := range []struct {
+		list, of string
+		want     bool
+	}{{"0", "0-1", true}, {"0-1", "0-1", true}, {"0,3", "0-1,3", true}, {"0-2", "0-1", false}, {"1,4", "0-3", false}, {"5", "0", false}} {
+		if got := within(c.list, c.of); got != c.want {
+			t.Errorf("%s in %s: %v", c.list, c.of, got)
+		}
+	}
+}
+
+// A port that was asked for is not given to another before.
+func TestPortOrder(t *testing.T) {
+	h := &HostConfig{PortBindings: network.PortMap{
+		network.MustParsePort("80/tcp"):   {{}},
+		network.MustParsePort("81/tcp"):   {{HostPort: "32768-32770"}},
+		network.MustParsePort("8080/tcp"): {{HostPort: "32769"}},
+	}}
+	var got []uint16
+	for _, r := range portRequests(&Config{}, h) {
+		got = append(got, r.Port)
+	}
+	if !slices.Equal(got, []uint16{8080, 81, 80}) {
+		t.Errorf("%d", got)
 	}
 }

@@ -153,7 +153,7 @@ func (id *identity) resolveGroups(groupArg string, extra []string, group io.Read
 // accountNumber reads a number; what looks like one but is out of range is an
 // error rather than a name.
 func accountNumber(what, s string) (n uint32, isNum bool, err error) {
-	if s == "" || strings.Trim(s, "0123456789") != "" {
+	if digits := strings.TrimPrefix(s, "-"); digits == "" || strings.Trim(digits, "0123456789") != "" {
 		if strings.ContainsAny(s, "\r\n\x00") {
 			return 0, false, invalid("invalid %s %q", what, clip(s))
 		}
@@ -161,7 +161,7 @@ func accountNumber(what, s string) (n uint32, isNum bool, err error) {
 	}
 	n, ok := plainNumber(s)
 	if !ok {
-		return 0, false, invalid("%s ids must be in range 0-%d: %s", what, maxUID, clip(s))
+		return 0, false, invalid("uids and gids must be in range 0-%d: %s", maxUID, clip(s))
 	}
 	return n, true, nil
 }

@@ -51,6 +51,14 @@ func compatInspect(v containertypes.InspectResponse, ver version) any {
 	if ver >= 52 || v.NetworkSettings == nil {
 		return v
 	}
+	if ver < 45 { // later it is among the DNS names alone
+		for name, ep := range v.NetworkSettings.Networks {
+			if !containertypes.NetworkMode(name).IsUserDefined() || len(v.ID) < 12 {
+				continue
+			}
+			ep.Aliases = append(slices.Clone(ep.Aliases), v.ID[:12])
+		}
+	}
 	n := &legacyNetworkSettings{NetworkSettings: v.NetworkSettings}
 	if ep := v.NetworkSettings.Networks[networktypes.NetworkBridge]; ep != nil {
 		n.EndpointID = ep.EndpointID

@@ -353,7 +353,7 @@ func (s *Server) containerLogs(c *call) error {
 		Stdout: c.boolean("stdout"), Stderr: c.boolean("stderr"), Follow: c.boolean("follow"), Timestamps: c.boolean("timestamps"), Details: c.boolean("details"),
 	}
 	if !o.Stdout && !o.Stderr {
-		return invalid("Bad parameters: you must choose at least one stream")
+		return invalid("Bad parameters: must specify at least one of 'stdout' or 'stderr'")
 	}
 	var err error
 	for _, t := range []struct {

@@ -169,13 +169,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // guard refuses what only a browser, or a name that was bound to our address
 // behind its back, would send.
 func (s *Server) guard(r *http.Request) error {
-	if o := r.Header.Get("Origin"); o != "" {
+	_, tcp := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	// Clients of websockets have to say an origin; on a unix socket none of them
+	// is a web page.
+	websocket := !tcp && strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
+	if o := r.Header.Get("Origin"); o != "" && !websocket {
 		return errdefs.Newf(errdefs.Forbidden, "", "", "requests from web pages are refused (Origin: %.100q)", o)
 	}
 	if f := r.Header.Get("Sec-Fetch-Site"); f != "" && f != "none" {
 		return errdefs.Newf(errdefs.Forbidden, "", "", "requests from web pages are refused")
 	}
-	if _, tcp := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); !tcp {
+	if !tcp {
 		return nil
 	}
 	host := r.Host

@@ -17,7 +17,7 @@ func (s *Server) containerAttachWS(c *call) error {
 	o.Mux = false
 	done := make(chan struct{})
 	err = s.o.Containers.Attach(c.ctx(), c.path["id"], o, func() (container.Stream, error) {
-		ws, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{})
+		ws, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{InsecureSkipVerify: true}) // guard has looked at the origin
 		c.began = true
 		if err != nil {
 			return container.Stream{}, err

@@ -78,11 +78,11 @@ func (s *Service) parseFilters(in map[string][]string) (filter, error) {
 
 // parseTime reads a moment or a duration before now.
 func parseTime(v string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(v); err == nil {
-		return now.Add(-d), nil
-	}
 	if n, err := strconv.ParseFloat(v, 64); err == nil && n >= 0 && n < 1e11 {
 		return time.Unix(0, int64(n*1e9)), nil
+	}
+	if d, err := time.ParseDuration(v); err == nil {
+		return now.Add(-d), nil
 	}
 	for _, form := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04", "2006-01-02T15", "2006-01-02Z07:00", "2006-01-02"} {
 		if t, err := time.ParseInLocation(form, v, time.Local); err == nil {

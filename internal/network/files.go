@@ -37,10 +37,14 @@ func hostsFile(r SandboxRequest, eps []Endpoint, gateways []netip.Addr, links []
 	if plainName(r.Domainname) && plainName(r.Hostname) {
 		full = r.Hostname + "." + r.Domainname
 	}
+	short, _, dotted := strings.Cut(r.Hostname, ".")
+	if !dotted {
+		short = ""
+	}
 	for _, e := range eps {
 		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if p.IsValid() {
-				line(p.Addr(), full, r.Hostname)
+				line(p.Addr(), full, r.Hostname, short)
 			}
 		}
 	}

@@ -201,7 +201,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Volume, error) {
 func checkOptions(r CreateRequest) error {
 	for k := range r.Options {
 		if !slices.Contains([]string{"type", "o", "device", "size"}, k) {
-			return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the local driver has no option %q: it has type, o, device, size", k)
+			return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "invalid option: %q: the local driver has type, o, device, size", k)
 		}
 	}
 	if size := r.Options["size"]; size != "" {
@@ -212,8 +212,12 @@ func checkOptions(r CreateRequest) error {
 			return errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "the option size is for volumes that are not mounted"), "for a tmpfs: --opt type=tmpfs --opt o=size="+size)
 		}
 	}
-	if (r.Options["type"] == "") != (r.Options["device"] == "") && r.Options["type"] != "tmpfs" && !strings.Contains(r.Options["o"], "bind") {
-		return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "type and device belong together")
+	if r.Options["type"] != "tmpfs" && !strings.Contains(r.Options["o"], "bind") {
+		for have, want := range map[string]string{"type": "device", "device": "type"} {
+			if r.Options[have] != "" && r.Options[want] == "" {
+				return errdefs.Newf(errdefs.Invalid, "create", object(r.Name), "missing required option: %q", want)
+			}
+		}
 	}
 	return nil
 }
@@ -256,6 +260,11 @@ func (s *Service) List(filters map[string][]string) ([]Volume, error) {
 	for k := range filters {
 		if !slices.Contains([]string{"name", "driver", "label", "dangling"}, k) {
 			return nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter '%s'", k)
+		}
+	}
+	for _, v := range filters["dangling"] {
+		if !slices.Contains([]string{"true", "false", "1", "0"}, v) {
+			return nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid filter 'dangling=%.50s'", v)
 		}
 	}
 	s.mu.Lock()
