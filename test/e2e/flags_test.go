@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,13 +136,15 @@ var flagRows = []flagRow{
 	{flags: "--rm --link other:pal", script: `wget -qO- http://pal:8000/f; wget -qO- http://other:8000/f`, want: "served\nserved"},
 	{flags: "--rm --network fixed --link peer:pal", script: `wget -qO- http://pal:8000/f`, want: "served"},
 
+	{flags: "--rm --use-api-socket", script: `test -S /var/run/docker.sock && echo socket`, want: "socket"},
+
 	// What has an effect on Windows only is accepted, as by Docker.
 	{flags: "--rm --cpu-count 1 --cpu-percent 50 --io-maxbandwidth 1m --io-maxiops 10", script: "echo ran", want: "ran"},
 }
 
 // elsewhere are the flags that other tests of this package show.
 var elsewhere = map[string]string{
-	"detach-keys": "", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "", "use-api-socket": "",
+	"detach-keys": "TestRunFlags/inspected", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "",
 	"health-cmd": "TestHealth", "health-interval": "TestHealth", "health-retries": "TestHealth", "health-start-interval": "TestHealth", "health-start-period": "TestHealth", "health-timeout": "TestHealth", "restart": "TestRestartPolicies",
 	"detach": "TestRunFlags/inspected", "cidfile": "TestRunFlags/inspected", "label": "TestRunFlags/inspected", "label-file": "TestRunFlags/inspected", "expose": "TestRunFlags/inspected",
 	"publish": "TestRunFlags/inspected", "publish-all": "TestRunFlags/inspected", "stop-signal": "TestRunFlags/inspected", "stop-timeout": "TestRunFlags/inspected", "interactive": "TestRunFlags/inspected",
@@ -243,6 +247,26 @@ func inspectedFlags(t *testing.T, e *engine, dir string) {
 	e.do("stop", "stubborn")
 	equal(t, e.do("inspect", "-f", "{{.State.ExitCode}}", "stubborn"), "137")
 	equal(t, strings.TrimSpace(e.tryIn(strings.NewReader("typed"), "run", "--rm", "--interactive", "busybox", "cat").out), "typed")
+	// The keys leave the container running.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	term := exec.CommandContext(ctx, "script", "-qec", fmt.Sprintf("%s -H unix://%s run -it --name left --detach-keys ctrl-a,d busybox cat", e.cli, e.sock), "/dev/null")
+	keys, _ := term.StdinPipe()
+	shown, _ := term.StdoutPipe()
+	if err := term.Start(); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(keys, "typed\n")
+	r := bufio.NewReader(shown)
+	for range 2 { // the terminal's echo, and cat
+		r.ReadString('\n')
+	}
+	io.WriteString(keys, "\x01d")
+	io.Copy(io.Discard, r)
+	if err := term.Wait(); err != nil {
+		t.Errorf("detaching: %v", err)
+	}
+	equal(t, e.do("inspect", "-f", "{{.State.Status}}", "left"), "running")
 	// A new name is known to the neighbours at once, the old one is not.
 	e.do("rename", "peer", "renamed")
 	equal(t, e.do("run", "--rm", "--network", "fixed", "busybox", "sh", "-c", "wget -qO- http://renamed:8000/f; nslookup peer >/dev/null || echo forgotten"), "served\nforgotten")
