@@ -56,6 +56,7 @@ type config struct {
 	cgroupParent              string
 	execOpts, cdiDirs         []string
 	defaultRuntime            string
+	runtimes                  map[string]container.Runtime
 	initByDefault, noNewPrivs bool
 	stopTimeout               int
 	features                  map[string]bool
@@ -140,7 +141,8 @@ func settings(c *config) []setting {
 		{flag: "default-pids-limit", key: "default-pids-limit", usage: "processes of a container (-1: no limit)", to: &c.pidsLimit},
 		{flag: "cgroup-parent", key: "cgroup-parent", usage: "control group above all containers", to: &c.cgroupParent},
 		{flag: "exec-opt", key: "exec-opts", usage: "native.cgroupdriver=cgroupfs or systemd", to: &c.execOpts},
-		{flag: "default-runtime", key: "default-runtime", usage: "onggi (also as runc)", to: &c.defaultRuntime},
+		{flag: "default-runtime", key: "default-runtime", usage: "runtime of containers that name none (default onggi, which runc means too)", to: &c.defaultRuntime},
+		{flag: "add-runtime", key: "runtimes", usage: "a further OCI runtime: name=path", to: &c.runtimes},
 		{flag: "init", key: "init", usage: "run an init in containers that reaps and forwards signals", to: &c.initByDefault},
 		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", usage: "directory of CDI device specifications (default /etc/cdi and /var/run/cdi)", to: &c.cdiDirs},
 		{flag: "no-new-privileges", key: "no-new-privileges", usage: "set no-new-privileges for containers by default", to: &c.noNewPrivs},
@@ -178,7 +180,6 @@ func settings(c *config) []setting {
 		{flag: "seccomp-profile", key: "seccomp-profile", refuse: "give a profile with --security-opt seccomp=FILE to a container"},
 		{flag: "authorization-plugin", key: "authorization-plugins", refuse: "plugins are not supported"},
 		{flag: "metrics-addr", key: "metrics-addr", refuse: "metrics are not served yet"},
-		{flag: "add-runtime", key: "runtimes", refuse: "other runtimes are not supported yet; containers run with the engine's own"},
 		{flag: "bridge-accept-fwmark", key: "bridge-accept-fwmark", refuse: "not supported"},
 		{flag: "swarm-default-advertise-addr", key: "swarm-default-advertise-addr", refuse: "there is no swarm mode yet"},
 		{flag: "node-generic-resource", key: "node-generic-resources", refuse: "there is no swarm mode yet"},
@@ -374,6 +375,15 @@ func assign(to any, v string) (err error) {
 			}
 		}
 		*t = append(*t, p)
+	case *map[string]container.Runtime:
+		name, path, ok := strings.Cut(v, "=")
+		if !ok || name == "" || !filepath.IsAbs(path) {
+			return errors.New("want name=/path")
+		}
+		if *t == nil {
+			*t = map[string]container.Runtime{}
+		}
+		(*t)[name] = container.Runtime{Path: path}
 	case *map[string]*containertypes.Ulimit:
 		u, err := units.ParseUlimit(v)
 		if err != nil {
@@ -504,10 +514,17 @@ func (c *config) check() error {
 	default:
 		return invalid("--log-level %q: want debug, info, warn or error", c.logLevel)
 	}
-	switch c.defaultRuntime {
-	case "", "onggi", "runc":
-	default:
-		return errdefs.Newf(errdefs.Unsupported, "", "--default-runtime "+c.defaultRuntime, "containers run with the engine's own runtime; onggi and runc name it")
+	for name, r := range c.runtimes {
+		if name == "onggi" || !filepath.IsAbs(r.Path) {
+			return invalid("runtime %q: want a path, and another name than onggi", name)
+		}
+	}
+	// In dockerd's files runc is the name of what is usual.
+	if _, ok := c.runtimes["runc"]; c.defaultRuntime == "runc" && !ok || c.defaultRuntime == "" {
+		c.defaultRuntime = "onggi"
+	}
+	if _, err := (container.Defaults{Runtimes: c.runtimes}).FindRuntime(c.defaultRuntime); err != nil {
+		return err
 	}
 	if all := container.LogDrivers(); !slices.Contains(all, c.logDriver) {
 		return errdefs.Newf(errdefs.Unsupported, "", "--log-driver "+c.logDriver, "the drivers are %s", strings.Join(all, ", "))

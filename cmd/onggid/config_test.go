@@ -50,7 +50,7 @@ func TestRefusedFlags(t *testing.T) {
 		{[]string{"--mtu=big"}, "--mtu", ""},
 		{[]string{"--log-level=loud"}, "want debug", ""},
 		{[]string{"--storage-driver=zfs"}, "overlayfs", ""},
-		{[]string{"--default-runtime=kata"}, "own runtime", ""},
+		{[]string{"--default-runtime=kata"}, "unknown or invalid runtime name: kata", "--add-runtime"},
 		{[]string{"--userns-remap=default"}, "not supported", ""},
 		{[]string{"--log-driver=pigeon"}, "drivers are", ""},
 		{[]string{"--label=x"}, "key=value", ""},

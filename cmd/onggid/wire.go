@@ -155,7 +155,7 @@ func defaults(c *config, m *machine) container.Defaults {
 		LogType:   c.logDriver, LogOpts: c.logOpts, Ulimits: c.ulimits, ShmSize: c.shmSize, CgroupParent: c.cgroups(),
 		IpcMode: containertypes.IpcMode(c.ipcMode), CgroupnsMode: containertypes.CgroupnsMode(c.cgroupnsMode),
 		Init: c.initByDefault, NoNewPrivs: c.noNewPrivs, StopTimeout: c.stopTimeout, PidsLimit: int64(c.pidsLimit),
-		CgroupV2: m.cgroups == cgroup.V2, HostGateway: c.hostGateway, Runtimes: []string{"onggi", "runc", "io.containerd.runc.v2"},
+		CgroupV2: m.cgroups == cgroup.V2, HostGateway: c.hostGateway, Runtime: c.defaultRuntime, Runtimes: c.runtimes,
 	}
 }
 
@@ -164,7 +164,7 @@ func engineInfo(c *config, m *machine) engineapi.EngineInfo {
 	e := engineapi.EngineInfo{
 		ID: m.id, Name: name, Root: c.dataRoot, Version: version, Commit: commit, BuildTime: buildTime, Debug: c.debug, Labels: c.labels,
 		LogDriver: c.logDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1", Controllers: m.controllers,
-		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", CDIDirs: c.cdiDirs, Warnings: m.warnings,
+		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", CDIDirs: c.cdiDirs, Runtimes: defaults(c, m).AllRuntimes(), DefaultRuntime: c.defaultRuntime, Warnings: m.warnings,
 	}
 	if on, said := c.features["buildkit"]; said && !on {
 		e.ClassicBuilder = true

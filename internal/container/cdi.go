@@ -120,7 +120,7 @@ func (s *Service) addDevices(in *specInput) error {
 		err = errdefs.Newf(errdefs.Invalid, "", "", "CDI device injection failed: %w", err)
 		return errdefs.WithHint(err, "onggi info lists the devices that are there")
 	}
-	if edits.Hooks != nil {
+	if edits.Hooks != nil && in.Host.Runtime == runtimeName {
 		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "add", "devices "+strings.Join(names, ", "), "their CDI specification has hooks, which the engine's own runtime does not run"), "--runtime runc")
 	}
 	in.Devices = append(in.Devices, edits.Linux.Devices...)

@@ -19,6 +19,7 @@ import (
 	"github.com/onggi/onggi/internal/logs"
 	"github.com/onggi/onggi/internal/monitor"
 	"github.com/onggi/onggi/internal/ociruntime"
+	"github.com/onggi/onggi/internal/ociruntime/initproc"
 )
 
 // Exec is a further process of a running container.
@@ -248,7 +249,13 @@ func (s *Service) spawn(ctx context.Context, c *Container, q spawnRequest) (*mon
 	if group == nil {
 		group = r.group
 	}
-	program, files, err := ociruntime.CompileExec(p, r.spec, ociruntime.ExecOptions{PidFD: r.started.PidFD, InitPID: st.PID, Cgroup: group})
+	var program *initproc.Program
+	var files []*os.File
+	if r.foreign != nil {
+		program, files, err = r.foreign.exec(p, q.key.Exec)
+	} else {
+		program, files, err = ociruntime.CompileExec(p, r.spec, ociruntime.ExecOptions{PidFD: r.started.PidFD, InitPID: st.PID, Cgroup: group})
+	}
 	if err != nil {
 		return nil, err
 	}

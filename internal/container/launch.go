@@ -43,6 +43,7 @@ type run struct {
 	user     identity
 	volumes  []string      // mounted for us
 	network  bool          // the network service holds something
+	foreign  *foreign      // of another runtime; nil = ours
 	shm      bool          // its /dev/shm is mounted on the host, for others to join
 	ended    chan struct{} // closed when the exit is recorded and all is released
 	attached []*attachment // clients that the monitor writes to
@@ -96,9 +97,15 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 			}
 		}
 	}
-	program, files, err := ociruntime.Compile(r.spec, ociruntime.Options{
-		RootFS: root, NetNS: netns, Cgroup: r.group, MountFDs: mountFDs, Init: s.wantsInit(rec),
-	})
+	var program *initproc.Program
+	var files []*os.File
+	if r.foreign = s.foreignOf(rec); r.foreign != nil {
+		program, files, err = r.foreign.prepare(r.spec, root, netns, mountFDs, r)
+	} else {
+		program, files, err = ociruntime.Compile(r.spec, ociruntime.Options{
+			RootFS: root, NetNS: netns, Cgroup: r.group, MountFDs: mountFDs, Init: s.wantsInit(rec),
+		})
+	}
 	if err != nil {
 		return nil, st, err
 	}
@@ -121,6 +128,12 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 			receiver.Close()
 		}
 		return nil, st, startError(err, r.spec)
+	}
+	if r.foreign != nil {
+		if err := r.foreign.await(ctx, c); err != nil {
+			s.ack(ctx, s.key(c))
+			return nil, st, err
+		}
 	}
 	s.ship(c, rec, receiver, r.ended)
 	for _, a := range attach {
@@ -582,6 +595,14 @@ func startError(err error, spec *specs.Spec) error {
 	return &StartError{Code: code, Err: err}
 }
 
+// pid is the container's first process.
+func (r *run) pid() int {
+	if r.foreign != nil {
+		return r.foreign.pid
+	}
+	return r.started.PID
+}
+
 // releaseRun gives back what a run holds. Each part may be gone already.
 func (s *Service) releaseRun(ctx context.Context, id string, r *run) error {
 	var errs []error
@@ -591,6 +612,9 @@ func (s *Service) releaseRun(ctx context.Context, id string, r *run) error {
 	for _, v := range r.volumes {
 		errs = append(errs, s.o.Volumes.Unmount(ctx, v, id))
 		s.o.Events.Emit(events.Volume, "unmount", v, map[string]string{"container": id, "driver": "local"})
+	}
+	if r.foreign != nil {
+		errs = append(errs, r.foreign.release(ctx))
 	}
 	if r.group != nil {
 		errs = append(errs, r.group.Delete())

@@ -85,7 +85,7 @@ func (s *Service) start(ctx context.Context, c *Container, o StartOptions) error
 	c.mu.Lock()
 	c.run = r
 	_, err = c.moveLocked(StartDone, func(st *Status) {
-		st.PID, st.StartedAt, st.Sandbox, st.BootID = r.started.PID, r.started.StartedAt.UTC(), box, s.bootID
+		st.PID, st.StartedAt, st.Sandbox, st.BootID = r.pid(), r.started.StartedAt.UTC(), box, s.bootID
 		st.ExitCode, st.FinishedAt, st.StartFailed = 0, time.Time{}, false
 		st.Health, st.HealthStreak = "", 0
 	})
@@ -225,7 +225,11 @@ func (s *Service) ack(ctx context.Context, k monitor.Key) {
 func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event) {
 	oom := s.wasOOMKilled(c)
 	c.mu.Lock()
-	if !c.st.State.HasProcess() || c.st.PID != ev.PID && ev.PID != 0 && c.st.PID != 0 {
+	watched := c.st.PID
+	if r := c.run; r != nil && r.foreign != nil {
+		watched = r.started.PID
+	}
+	if !c.st.State.HasProcess() || watched != ev.PID && ev.PID != 0 && watched != 0 {
 		c.mu.Unlock() // told twice, or of an earlier run
 		s.ack(ctx, ev.Key)
 		return
@@ -486,7 +490,16 @@ func stopPlan(rec *Record, o StopOptions, def int) (sig, timeout int, err error)
 // signal sends a signal to the main process, and lets a paused container run
 // so that it can be delivered when it is to end it.
 func (s *Service) signal(ctx context.Context, c *Container, sig int) error {
-	if err := s.o.Monitor.Signal(ctx, s.key(c), sig); err != nil {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	var err error
+	if r != nil && r.foreign != nil {
+		err = r.foreign.signal(ctx, sig)
+	} else {
+		err = s.o.Monitor.Signal(ctx, s.key(c), sig)
+	}
+	if err != nil {
 		return err
 	}
 	if _, st := c.view(); st.State == Paused && sig != int(signals["STOP"]) {

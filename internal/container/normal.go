@@ -52,8 +52,9 @@ type Defaults struct {
 	StopTimeout  int
 	PidsLimit    int64 // 0 = the built-in one, -1 = none
 	CgroupV2     bool
-	HostGateway  []string // addresses that host-gateway means; none = the gateway of the container's network
-	Runtimes     []string // names that also mean our own runtime
+	HostGateway  []string           // addresses that host-gateway means; none = the gateway of the container's network
+	Runtime      string             // of who names none; "" = our own
+	Runtimes     map[string]Runtime // further ones
 }
 
 // pidsLimit keeps a fork bomb inside its container; no ordinary program is near.
@@ -237,8 +238,11 @@ func normaliseHost(h *HostConfig, d Defaults) (warnings []string, err error) {
 		h.CgroupnsMode = container.CgroupnsModeHost
 	}
 	h.CgroupnsMode = cmpOr(h.CgroupnsMode, d.CgroupnsMode, container.CgroupnsModePrivate)
-	if h.Runtime == "" || slices.Contains(d.Runtimes, h.Runtime) {
-		h.Runtime = runtimeName
+	if h.Runtime, err = d.FindRuntime(h.Runtime); err != nil {
+		return nil, err
+	}
+	if h.Runtime != runtimeName && h.Init != nil && *h.Init {
+		return nil, errdefs.Newf(errdefs.Unsupported, "", "", "init is a part of the runtime %s, which %s is not", runtimeName, h.Runtime)
 	}
 	if h.CgroupParent == "" {
 		h.CgroupParent = d.CgroupParent
@@ -409,9 +413,6 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return nil, invalid("can't create 'AutoRemove' container with restart policy")
-	}
-	if h.Runtime != runtimeName {
-		return nil, errdefs.WithHint(invalid("unknown or invalid runtime name: %s", clip(h.Runtime)), "the engine runs containers with its own runtime, onggi")
 	}
 	if !h.Isolation.IsDefault() {
 		return nil, invalid("invalid isolation '%s' on linux", h.Isolation)

@@ -103,7 +103,11 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 	if !c.st.State.HasProcess() { // the engine was killed between start and record
 		c.st.State = Running
 	}
-	c.st.PID = r.PID
+	if run.foreign = s.foreignOf(rec); run.foreign != nil {
+		run.foreign.pid = c.st.PID
+	} else {
+		c.st.PID = r.PID
+	}
 	if !r.StartedAt.IsZero() {
 		c.st.StartedAt = r.StartedAt.UTC()
 	}
@@ -167,6 +171,11 @@ func (s *Service) settleWithoutProcess(ctx context.Context, c *Container) {
 func (s *Service) releaseLeft(ctx context.Context, c *Container, rec *Record) {
 	s.o.Networks.Release(ctx, c.id)
 	s.dropShm(c.id)
+	if f := s.foreignOf(rec); f != nil {
+		if err := f.release(ctx); err != nil {
+			s.log.Error("a bundle is left", "container", c.id, "error", err)
+		}
+	}
 	if g, err := cgroup.Open(s.cgroupPath(rec), s.o.CgroupOptions); err == nil {
 		g.Kill()
 		g.Delete()

@@ -110,7 +110,7 @@ func buildSpec(in specInput) *specs.Spec {
 	if e := in.Edits; e != nil {
 		s.Process.Env = dedupEnv(append(s.Process.Env, e.Process.Env...))
 		s.Process.User.AdditionalGids = append(slices.Clone(s.Process.User.AdditionalGids), e.Process.User.AdditionalGids...)
-		s.Mounts = append(s.Mounts, e.Mounts...)
+		s.Mounts, s.Hooks = append(s.Mounts, e.Mounts...), e.Hooks
 	}
 	return s
 }

@@ -184,6 +184,9 @@ func (s *Service) Top(ref, args string) (container.TopResponse, error) {
 	if err != nil {
 		return container.TopResponse{}, err
 	}
+	if r.foreign != nil { // the runtime's command is beside its container
+		pids = slices.DeleteFunc(pids, func(p int) bool { return p == r.started.PID })
+	}
 	slices.Sort(pids)
 	out := container.TopResponse{Processes: [][]string{}}
 	for _, col := range cols {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/events"
 )
@@ -63,6 +64,8 @@ type EngineInfo struct {
 	Insecure       []string
 	InitBinary     string
 	CDIDirs        []string
+	Runtimes       map[string]container.Runtime
+	DefaultRuntime string
 	Warnings       []string
 	AddressPools   [][2]string
 }

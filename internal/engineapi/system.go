@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -93,7 +94,7 @@ func (s *Server) info(c *call) error {
 		Architecture: machine(), IndexServerAddress: "https://index.docker.io/v1/", NCPU: runtime.NumCPU(), MemTotal: int64(container.HostMemory()),
 		DockerRootDir: e.Root, HTTPProxy: redactProxy("HTTP_PROXY"), HTTPSProxy: redactProxy("HTTPS_PROXY"), NoProxy: os.Getenv("NO_PROXY"),
 		Name: e.Name, Labels: e.Labels, ServerVersion: e.Version, LiveRestoreEnabled: true, Isolation: "", InitBinary: e.InitBinary,
-		Runtimes: map[string]systemtypes.RuntimeWithStatus{"onggi": {Runtime: systemtypes.Runtime{Path: "onggi-init"}}}, DefaultRuntime: "onggi",
+		Runtimes: runtimes(e.Runtimes), DefaultRuntime: e.DefaultRuntime,
 		Swarm:           swarmtypes.Info{LocalNodeState: swarmtypes.LocalNodeStateInactive},
 		SecurityOptions: securityOptions(e.CgroupVersion), Warnings: e.Warnings,
 		RegistryConfig:  &registrytypes.ServiceConfig{IndexConfigs: map[string]*registrytypes.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: withSlash(e.Mirrors), Secure: true, Official: true}}, Mirrors: withSlash(e.Mirrors)},
@@ -138,6 +139,14 @@ func withSlash(urls []string) []string {
 	out := make([]string, len(urls))
 	for i, u := range urls {
 		out[i] = strings.TrimSuffix(u, "/") + "/"
+	}
+	return out
+}
+
+func runtimes(all map[string]container.Runtime) map[string]systemtypes.RuntimeWithStatus {
+	out := map[string]systemtypes.RuntimeWithStatus{}
+	for name, r := range all {
+		out[name] = systemtypes.RuntimeWithStatus{Runtime: systemtypes.Runtime{Path: cmp.Or(r.Path, "onggi-init"), Args: r.Args}}
 	}
 	return out
 }

@@ -113,6 +113,13 @@ func AttachMount(mnt *os.File, target string) error {
 	return os.NewSyscallError("move_mount", err)
 }
 
+// BindFile mounts what a descriptor is open on, such as a namespace, on a path.
+func BindFile(f *os.File, target string) error {
+	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", RawFD(f)), target, "", unix.MS_BIND, "")
+	runtime.KeepAlive(f)
+	return os.NewSyscallError("mount", err)
+}
+
 // DetachMount takes a mount away as soon as nobody uses it. Nothing mounted is
 // no error.
 func DetachMount(target string) error {

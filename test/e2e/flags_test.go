@@ -144,7 +144,7 @@ var flagRows = []flagRow{
 
 // elsewhere are the flags that other tests of this package show.
 var elsewhere = map[string]string{
-	"detach-keys": "TestRunFlags/inspected", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "",
+	"detach-keys": "TestRunFlags/inspected", "log-driver": "TestLogDriverLosesNothing", "log-opt": "TestLogOptions", "runtime": "TestOtherRuntimes",
 	"health-cmd": "TestHealth", "health-interval": "TestHealth", "health-retries": "TestHealth", "health-start-interval": "TestHealth", "health-start-period": "TestHealth", "health-timeout": "TestHealth", "restart": "TestRestartPolicies",
 	"detach": "TestRunFlags/inspected", "cidfile": "TestRunFlags/inspected", "label": "TestRunFlags/inspected", "label-file": "TestRunFlags/inspected", "expose": "TestRunFlags/inspected",
 	"publish": "TestRunFlags/inspected", "publish-all": "TestRunFlags/inspected", "stop-signal": "TestRunFlags/inspected", "stop-timeout": "TestRunFlags/inspected", "interactive": "TestRunFlags/inspected",
@@ -213,6 +213,7 @@ func TestRunFlags(t *testing.T) {
 		})
 	}
 	t.Run("inspected", func(t *testing.T) { inspectedFlags(t, e, dir) })
+	t.Run("updated", func(t *testing.T) { updatedLimits(t, e) })
 	t.Run("refused", func(t *testing.T) { refusedFlags(e) })
 	var missing []string
 	for name := range elsewhere {
@@ -270,6 +271,32 @@ func inspectedFlags(t *testing.T, e *engine, dir string) {
 	// A new name is known to the neighbours at once, the old one is not.
 	e.do("rename", "peer", "renamed")
 	equal(t, e.do("run", "--rm", "--network", "fixed", "busybox", "sh", "-c", "wget -qO- http://renamed:8000/f; nslookup peer >/dev/null || echo forgotten"), "served\nforgotten")
+}
+
+// updatedLimits: update changes the limits of a running container.
+func updatedLimits(t *testing.T, e *engine) {
+	e.do("run", "-d", "--name", "limited", "--memory", "64m", "busybox", "sleep", "1000")
+	in := func(script string) string { return e.do("exec", "limited", "sh", "-c", limit+script) }
+	e.do("update", "--memory", "96m", "--memory-swap", "128m", "--memory-reservation", "48m", "--cpus", "0.7", "--cpu-shares", "2048", "--cpuset-cpus", "0", "--pids-limit", "44", "--restart", "always", "limited")
+	equal(t, in("limit memory/memory.limit_in_bytes memory.max; limit memory/memory.soft_limit_in_bytes memory.low; limit pids/pids.max pids.max; limit cpuset/cpuset.cpus cpuset.cpus"), "100663296\n50331648\n44\n0")
+	if got := in("limit cpu/cpu.cfs_quota_us cpu.max; limit cpu/cpu.shares cpu.weight"); !regexp.MustCompile(`^70000( 100000)?\n(2048|1[0-9]{2}|[78][0-9])$`).MatchString(got) {
+		t.Errorf("processors: %q", got)
+	}
+	equal(t, e.do("inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}", "limited"), "100663296 always")
+	// A quota replaces the number of CPUs; no limit is a limit too.
+	e.do("update", "--cpu-quota", "20000", "--cpu-period", "50000", "--pids-limit", "-1", "--memory-swap", "-1", "limited")
+	if got := in("limit cpu/cpu.cfs_quota_us cpu.max; limit pids/pids.max pids.max"); !regexp.MustCompile(`^20000( 50000)?\nmax$`).MatchString(got) {
+		t.Errorf("quota: %q", got)
+	}
+	e.refuse(1, []string{"larger than memory limit"}, "update", "--memory", "256m", "--memory-swap", "128m", "limited")
+	// What is measured is there.
+	got := e.do("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}", "limited")
+	if !regexp.MustCompile(`^limited [0-9.]+% [0-9.]+[kKM]iB / 96MiB [0-9.]+k?B / [0-9.]+k?B [0-9.]+[kM]?B / [0-9.]+[kM]?B [1-9]$`).MatchString(got) {
+		t.Errorf("stats: %s", got)
+	}
+	if got := e.do("top", "limited", "-o", "pid,user,args"); !regexp.MustCompile(`^PID +USER +COMMAND\n[0-9]+ +root +sleep 1000$`).MatchString(got) {
+		t.Errorf("top: %q", got)
+	}
 }
 
 // refusedFlags are those that this machine cannot satisfy: what is said then.

@@ -450,6 +450,17 @@ func (g *Group) JoinFiles() (tasks []*os.File, dir *os.File, err error) {
 	return tasks, dir, nil
 }
 
+// UnifiedPart is the part of a group that a runtime which knows only v1 leaves
+// alone on a machine with both versions: who starts it in there finds all of its
+// processes there. It is nil on other machines.
+func (g *Group) UnifiedPart() *Group {
+	d := g.unified()
+	if g.mode != Hybrid || d == nil {
+		return nil
+	}
+	return &Group{path: g.path, mode: g.mode, dirs: []dir{*d}}
+}
+
 // DirFD opens the group's directory, for CLONE_INTO_CGROUP. It is for machines
 // with v2 only: elsewhere one clone does not join all hierarchies.
 func (g *Group) DirFD() (*os.File, error) {
