@@ -7,7 +7,6 @@ import (
 	"errors"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,7 +37,7 @@ var ownNames = []string{runtimeName, "io.containerd.runc.v2", "runc"}
 func (d Defaults) AllRuntimes() map[string]Runtime {
 	out := map[string]Runtime{runtimeName: {}}
 	for _, name := range otherRuntimes {
-		if p, err := exec.LookPath(name); err == nil {
+		if p := ociruntime.Installed(name); p != "" {
 			out[name] = Runtime{Path: p}
 		}
 	}
@@ -94,9 +93,6 @@ func (f *foreign) command(words ...string) []string {
 	return append(head, words...)
 }
 
-// hostEnv is what a runtime gets of our environment.
-var hostEnv = []string{"PATH=" + defaultPath}
-
 // prepare lays the bundle out, and says what the monitor is to run.
 func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int]*os.File, r *run) (*initproc.Program, []*os.File, error) {
 	f.drop() // what a crash left
@@ -146,7 +142,7 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 	if err := os.WriteFile(f.file("config.json"), data, 0o600); err != nil {
 		return nil, nil, err
 	}
-	return ociruntime.CompileHost(f.command("run", "--bundle", f.bundle, "--pid-file", f.file("pid"), f.id), hostEnv, spec.Process.Terminal, r.group.UnifiedPart())
+	return ociruntime.CompileHost(f.command("run", "--bundle", f.bundle, "--pid-file", f.file("pid"), f.id), spec.Process.Terminal, r.group.UnifiedPart())
 }
 
 // placeFor makes the file or directory that f is mounted on.
@@ -210,11 +206,8 @@ const runtimePatience = 30 * time.Second
 func (f *foreign) do(ctx context.Context, words ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, runtimePatience)
 	defer cancel()
-	argv := f.command(words...)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = hostEnv
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return errdefs.Newf(errdefs.Conflict, "run", strings.Join(append([]string{filepath.Base(f.Path)}, words[0]), " "), "%w: %s", err, clip(strings.TrimSpace(string(out))))
+	if out, err := ociruntime.RunHost(ctx, f.command(words...)); err != nil {
+		return errdefs.Newf(errdefs.Conflict, "run", filepath.Base(f.Path)+" "+words[0], "%w: %s", err, clip(out))
 	}
 	return nil
 }
@@ -233,7 +226,7 @@ func (f *foreign) exec(p *specs.Process, key string) (*initproc.Program, []*os.F
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, nil, err
 	}
-	return ociruntime.CompileHost(f.command("exec", "--process", file, f.id), hostEnv, p.Terminal, nil)
+	return ociruntime.CompileHost(f.command("exec", "--process", file, f.id), p.Terminal, nil)
 }
 
 // release removes the container from the runtime, and the bundle. It succeeds

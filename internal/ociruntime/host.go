@@ -1,7 +1,11 @@
 package ociruntime
 
 import (
+	"context"
 	"os"
+	"os/exec"
+	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -10,10 +14,30 @@ import (
 	"github.com/onggi/onggi/internal/ociruntime/initproc"
 )
 
+// Installed is the path of another runtime's program, "" where there is none.
+func Installed(name string) string {
+	p, err := exec.LookPath(name)
+	if err != nil {
+		return ""
+	}
+	return p
+}
+
+// HostEnv is what another runtime gets of our environment.
+var HostEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+// RunHost runs a command of another runtime to its end, and returns what it said.
+func RunHost(ctx context.Context, args []string) (string, error) {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.WaitDelay = HostEnv, time.Second
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
 // CompileHost writes the program of a process of the host, as root and with
 // everything root has: another runtime's command, in front of its container.
-func CompileHost(args, env []string, terminal bool, group *cgroup.Group) (*initproc.Program, []*os.File, error) {
-	p := &specs.Process{Args: args, Env: env, Terminal: terminal, Cwd: "/"}
+func CompileHost(args []string, terminal bool, group *cgroup.Group) (*initproc.Program, []*os.File, error) {
+	p := &specs.Process{Args: args, Env: HostEnv, Terminal: terminal, Cwd: "/"}
 	c := &compiler{Builder: initproc.NewBuilder(), spec: &specs.Spec{Process: p, Linux: &specs.Linux{}}, proc: p, o: Options{Cgroup: group}}
 	c.Step("begin")
 	c.Call("umask", unix.SYS_UMASK, 0o022)
