@@ -70,6 +70,9 @@ func imageSummary(img image.Image) imagetypes.Summary {
 		ID: img.ID, ParentID: img.Parent, RepoTags: nonNil(img.RepoTags), RepoDigests: nonNil(img.RepoDigests), Size: img.Size,
 		SharedSize: -1, Containers: -1, Labels: img.Config.Config.Labels,
 	}
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
 	if !img.Created.IsZero() {
 		s.Created = img.Created.Unix()
 	}

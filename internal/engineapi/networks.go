@@ -39,6 +39,10 @@ func (s *Server) networkList(c *call) error {
 			out = append(out, networkInspect(n, used[n.ID]))
 			continue
 		}
+		if c.version >= 52 {
+			out = append(out, v)
+			continue
+		}
 		out = append(out, withEmptyContainers{v, map[string]any{}})
 	}
 	return c.json(http.StatusOK, out)
