@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"runtime/debug"
@@ -18,11 +19,26 @@ import (
 // own kinds are not made gRPC codes: BuildKit's clients would print their names.
 func newServer(c *core) *grpc.Server {
 	return grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, c.intercept),
-		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, c.intercept, func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+			defer survive(&err)
+			return next(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, func(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+			defer survive(&err)
+			return next(srv, s)
+		}),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)
+}
+
+// survive makes a panic over a client's message that request's error: it must
+// not end the engine.
+func survive(err *error) {
+	if p := recover(); p != nil {
+		logrus.Errorf("a request of a build client: %v\n%s", p, debug.Stack())
+		*err = fmt.Errorf("the request cannot be understood: %v", p)
+	}
 }
 
 // buildKitVersion tells clients whose protocol we speak: they ask for features

@@ -185,6 +185,7 @@ func (e *Executor) prepare(ctx context.Context, s *step, root executor.Mount, mo
 	if in.user, err = lookUpUser(s.meta.User, open); err != nil {
 		return err
 	}
+	in.home = homeOf(in.user.UID, open)
 	if s.req.NetNS, in.resolvConf, err = e.network(ctx, s, u); err != nil {
 		return err
 	}
@@ -418,8 +419,9 @@ func (e *Executor) Exec(ctx context.Context, id string, p executor.ProcessInfo) 
 		return context.Cause(ctx)
 	}
 	proc := *s.spec.Process
+	open := func(f string) (io.ReadCloser, error) { return linux.OpenRegularInRoot(s.root, f) }
 	if p.Meta.User != "" {
-		u, err := lookUpUser(p.Meta.User, func(f string) (io.ReadCloser, error) { return linux.OpenRegularInRoot(s.root, f) })
+		u, err := lookUpUser(p.Meta.User, open)
 		if err != nil {
 			return err
 		}
@@ -430,7 +432,7 @@ func (e *Executor) Exec(ctx context.Context, id string, p executor.ProcessInfo) 
 		proc.Cwd = cwd(p.Meta)
 	}
 	if len(p.Meta.Env) > 0 {
-		proc.Env = p.Meta.Env
+		proc.Env = withHome(p.Meta.Env, homeOf(proc.User.UID, open))
 	}
 	spec := *s.spec
 	spec.Process = &proc

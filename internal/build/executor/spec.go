@@ -71,6 +71,7 @@ var insecureDevices = []specs.LinuxDevice{
 // specInput is what a step's OCI spec is made of, besides the step itself.
 type specInput struct {
 	user       specs.User
+	home       string // of the user, for an environment without one
 	hosts      string // file to bind on /etc/hosts
 	resolvConf string // file to bind on /etc/resolv.conf
 	mounts     []specs.Mount
@@ -96,7 +97,7 @@ func specOf(m executor.Meta, in specInput) (*specs.Spec, error) {
 		Process: &specs.Process{
 			Terminal: m.Tty,
 			Args:     m.Args,
-			Env:      m.Env,
+			Env:      withHome(m.Env, in.home),
 			Cwd:      cwd(m),
 			User:     in.user,
 		},

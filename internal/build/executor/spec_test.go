@@ -137,3 +137,20 @@ func TestSpec(t *testing.T) {
 		t.Errorf("unknown mode: %v", err)
 	}
 }
+
+func TestHome(t *testing.T) {
+	passwd := func(string) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("root:x:0:0::/root:/bin/sh\nu:x:5:5::/home/u:\nnone:x:6:6:::\n")), nil
+	}
+	for uid, want := range map[uint32]string{0: "/root", 5: "/home/u", 6: "/", 7: "/"} {
+		if got := homeOf(uid, passwd); got != want {
+			t.Errorf("user %d: %q, want %q", uid, got, want)
+		}
+	}
+	if env := withHome([]string{"A=1"}, "/x"); len(env) != 2 || env[1] != "HOME=/x" {
+		t.Errorf("%v", env)
+	}
+	if env := withHome([]string{"HOME=/mine"}, "/x"); len(env) != 1 {
+		t.Errorf("%v", env)
+	}
+}

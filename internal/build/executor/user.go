@@ -65,6 +65,31 @@ func lookUpUser(name string, open userFiles) (specs.User, error) {
 	return u, err
 }
 
+// homeOf is the home directory that the image has for a user; "/" where it does
+// not say.
+func homeOf(uid uint32, open userFiles) string {
+	home := ""
+	// What cannot be read was an error when the user was looked up.
+	eachLine(open, "/etc/passwd", 7, func(f []string) bool {
+		if id, ok := parseID(f[2]); ok && id == uid {
+			home = f[5]
+		}
+		return home == ""
+	})
+	if home == "" {
+		return "/"
+	}
+	return home
+}
+
+// withHome adds HOME to an environment that has none.
+func withHome(env []string, home string) []string {
+	if slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		return env
+	}
+	return append(slices.Clone(env), "HOME="+home)
+}
+
 func setGroup(u *specs.User, group string, open userFiles) error {
 	gid, numeric := parseID(group)
 	found := numeric

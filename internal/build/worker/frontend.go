@@ -7,7 +7,6 @@ import (
 
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
@@ -23,7 +22,7 @@ func Frontends(infos bkworker.Infos) (map[string]frontend.Frontend, error) {
 	if err != nil {
 		return nil, err
 	}
-	builtin := forwarder.NewGatewayForwarder(infos, dockerfile.Build)
+	builtin := forwarder.NewGatewayForwarder(infos, buildDockerfile)
 	return map[string]frontend.Frontend{
 		"dockerfile.v0": builtin,
 		"gateway.v0":    &syntaxFrontend{external: gw, builtin: builtin, version: dockerfileversion.Version()},
