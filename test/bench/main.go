@@ -138,7 +138,7 @@ func measure(dir string, peers []*peer) {
 		}
 	}
 	createStart(peers)
-	rebuild(dir, peers)
+	builds(dir, peers)
 	throughput(peers)
 	fmt.Println()
 	row("engine boot, ms", peers, func(p *peer) string {
@@ -162,11 +162,15 @@ func measure(dir string, peers []*peer) {
 
 // timed runs a command of each peer in turn and prints a row.
 func timed(name string, peers []*peer, prepare func(*peer), f func(*peer) *exec.Cmd) {
+	timedN(name, *samples, peers, prepare, f)
+}
+
+func timedN(name string, n int, peers []*peer, prepare func(*peer), f func(*peer) *exec.Cmd) {
 	if !wanted(name) {
 		return
 	}
 	took := map[*peer][]time.Duration{}
-	for i := range *samples + 2 {
+	for i := range n + 2 {
 		for _, p := range peers {
 			if prepare != nil {
 				prepare(p)
@@ -254,38 +258,6 @@ func post(c *http.Client, path, body string, into any) {
 		if err := json.Unmarshal(data, into); err != nil {
 			fatal(err)
 		}
-	}
-}
-
-// rebuild times a build whose every step is cached, over 2,000 files.
-func rebuild(dir string, peers []*peer) {
-	const name = "no-change rebuild, 2,000 files"
-	if !wanted(name) {
-		return
-	}
-	ctx := filepath.Join(dir, "context")
-	for i := range 2000 {
-		d := filepath.Join(ctx, "src", fmt.Sprint(i%50))
-		os.MkdirAll(d, 0o755)
-		os.WriteFile(filepath.Join(d, fmt.Sprintf("file%d.txt", i)), bytes.Repeat([]byte(strconv.Itoa(i)+"\n"), 200), 0o644)
-	}
-	os.WriteFile(filepath.Join(ctx, "Dockerfile"), []byte("FROM bench/busybox\nRUN echo hello >/hello\nCOPY . /src\nRUN ls /src/src | wc -l >/count\n"), 0o644)
-	build := func(p *peer) *exec.Cmd {
-		if p.name == "podman" {
-			return p.command("build", "-q", "--pull=never", "--layers", "-t", "bench/tree", ctx)
-		}
-		return p.command("build", "-q", "-t", "bench/tree", ctx)
-	}
-	var can []*peer
-	for _, p := range peers {
-		if out, err := build(p).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%s cannot build here: %s\n", p.name, out)
-			continue
-		}
-		can = append(can, p)
-	}
-	if len(can) > 0 {
-		timed(name, can, nil, build)
 	}
 }
 

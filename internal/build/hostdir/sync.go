@@ -117,9 +117,15 @@ func (s *syncer) run(ctx context.Context, files []found) (index, error) {
 			}
 		}
 	}
-	var dirs, links []*found
+	var dirs, links, batch []*found
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	flush := func() {
+		if b := batch; len(b) > 0 {
+			batch = nil
+			eg.Go(func() error { return s.copyAll(ctx, b) })
+		}
+	}
 	for i := range files {
 		f := &files[i]
 		mode := gofs.FileMode(f.stat.Mode)
@@ -131,13 +137,17 @@ func (s *syncer) run(ctx context.Context, files []found) (index, error) {
 		case f.stat.Linkname != "" && mode&gofs.ModeSymlink == 0:
 			links = append(links, f)
 		case mode.IsRegular():
-			eg.Go(func() error { return s.copy(ctx, f) })
+			if len(batch) == maxBatch || len(batch) > 0 && path.Dir(batch[0].stat.Path) != path.Dir(f.stat.Path) {
+				flush()
+			}
+			batch = append(batch, f)
 		default:
 			if err := s.special(f); err != nil {
 				return nil, errors.Join(err, eg.Wait())
 			}
 		}
 	}
+	flush()
 	if err := eg.Wait(); err != nil {
 		return nil, err
 	}
@@ -181,40 +191,50 @@ func (s *syncer) remove(p string) error {
 // attempts bounds how often a file is read that is being written meanwhile.
 const attempts = 3
 
-// copy stores a regular file and hashes what it stores.
-func (s *syncer) copy(ctx context.Context, f *found) error {
-	fail := func(err error) error { return fmt.Errorf("copying %s into the build context: %w", f.stat.Path, err) }
-	dir, name, err := s.at(f.stat.Path)
+// maxBatch bounds how many files of a directory one goroutine copies at once.
+const maxBatch = 64
+
+// copyAll stores regular files of one directory and hashes what it stores.
+func (s *syncer) copyAll(ctx context.Context, files []*found) error {
+	parent := path.Dir(files[0].stat.Path)
+	to, _, err := s.at(files[0].stat.Path)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	defer dir.Close()
-	place, err := descend(s.from, strings.TrimPrefix(path.Dir(f.stat.Path), "."))
+	defer to.Close()
+	from, err := descend(s.from, strings.TrimPrefix(parent, "."))
 	if err != nil {
 		if vanished(err) {
 			return nil
 		}
-		return fail(err)
+		return &os.PathError{Op: "open", Path: parent, Err: err}
 	}
-	defer place.Close()
-	for try := 1; ; try++ {
-		if err := ctx.Err(); err != nil {
+	defer from.Close()
+	for _, f := range files {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		src, err := place.Open(path.Base(f.stat.Path), linux.ReadOnly, 0)
+		if err := s.copy(from, to, f); err != nil {
+			return fmt.Errorf("copying %s into the build context: %w", f.stat.Path, err)
+		}
+	}
+	return nil
+}
+
+func (s *syncer) copy(from, to linux.FD, f *found) error {
+	name := path.Base(f.stat.Path)
+	for try := 1; ; try++ {
+		src, err := from.Open(name, linux.ReadOnly, 0)
 		if err != nil {
 			if vanished(err) {
 				return nil // it went since it was listed
 			}
-			return fail(err)
+			return err
 		}
-		again, err := s.copyFrom(src, dir, name, f, try == attempts)
+		again, err := s.copyFrom(src, to, name, f, try == attempts)
 		src.Close()
-		if err != nil {
-			return fail(err)
-		}
-		if !again {
-			return nil
+		if err != nil || !again {
+			return err
 		}
 	}
 }
@@ -235,10 +255,13 @@ func (s *syncer) copyFrom(src, dir linux.FD, name string, f *found, last bool) (
 	if err != nil {
 		return false, err
 	}
-	if err := dir.RemoveAll(name); err != nil {
-		return false, err
-	}
 	dst, err := dir.CreateBoth(name, 0o600)
+	if errors.Is(err, syscall.EEXIST) { // the last one, or the last attempt
+		if err := dir.RemoveAll(name); err != nil {
+			return false, err
+		}
+		dst, err = dir.CreateBoth(name, 0o600)
+	}
 	if err != nil {
 		return false, err
 	}

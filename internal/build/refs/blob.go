@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	tarlayer "github.com/onggi/onggi/internal/layer"
 )
 
 // Indexes of our own. Nodes of one chain id hold the same files.
@@ -553,6 +554,15 @@ func (n *node) blob(ctx context.Context, create bool, c compression.Config, h ca
 	return finish(desc), err
 }
 
+// parallelGzip compresses as our own pushes do, on all processors.
+func parallelGzip(c compression.Config) compression.Compressor {
+	level := 0
+	if c.Level != nil {
+		level = *c.Level
+	}
+	return func(w io.Writer, _ string) (io.WriteCloser, error) { return tarlayer.Compress(w, tarlayer.Gzip, level) }
+}
+
 // compress makes a blob of the node, and remembers it.
 func (n *node) compress(ctx context.Context, c compression.Config) (desc ocispecs.Descriptor, err error) {
 	n.work.Lock()
@@ -571,6 +581,9 @@ func (n *node) compress(ctx context.Context, c compression.Config) (desc ocispec
 		return desc, err
 	}
 	open, finalize := c.Type.Compress(ctx, c)
+	if c.Type.String() == compression.Gzip.String() && (c.Level == nil || *c.Level > 0) {
+		open = parallelGzip(c)
+	}
 	cw, err := open(w, c.Type.MediaType())
 	if err != nil {
 		return desc, err
