@@ -47,11 +47,14 @@ func (s *Service) locate(ctx context.Context, c *Container, p string, write bool
 	if st.State == Removing || st.State == Dead || st.State == Gone {
 		return nil, errdefs.Newf(errdefs.Conflict, "", "", "container %s is being removed", c.id)
 	}
-	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{ReadOnly: !write})
+	// Before the first start the working directory may not be there yet.
+	w := rec.Config.WorkingDir
+	makeDir := st.State == Created && w != ""
+	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{ReadOnly: !write && !makeDir})
 	if err != nil {
 		return nil, err
 	}
-	if w := rec.Config.WorkingDir; st.State == Created && write && w != "" {
+	if makeDir {
 		if f, err := linux.MkdirAllInRoot(root, w, 0o755, 0, 0); err == nil { // as its start will
 			f.Close()
 		}

@@ -130,8 +130,11 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	if err := checkModes(q.Config, q.HostConfig); err != nil {
 		return img, nil, err
 	}
+	if q.HostConfig.NetworkMode == "container" {
+		return img, nil, invalid("invalid container format container:<name|id>")
+	}
 	// An image may expose ports that are of no use here; the request may not.
-	if q.HostConfig.NetworkMode.IsContainer() && len(q.Config.ExposedPorts) > 0 {
+	if h := q.HostConfig; h.NetworkMode.IsContainer() && len(q.Config.ExposedPorts) > 0 && len(h.PortBindings) == 0 {
 		return img, nil, invalid("conflicting options: port exposing and the container type network mode")
 	}
 	if err := mergeImage(q.Config, ic); err != nil {

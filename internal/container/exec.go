@@ -374,6 +374,27 @@ func (s *Service) killExecs(c *Container) {
 	}
 }
 
+// dropExecs forgets what was prepared and not started: the next run of the
+// container is not what it was for.
+func (s *Service) dropExecs(c *Container) {
+	c.mu.Lock()
+	var old []string
+	for id, e := range c.execs {
+		e.mu.Lock()
+		if !e.started {
+			old = append(old, id)
+			delete(c.execs, id)
+		}
+		e.mu.Unlock()
+	}
+	c.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range old {
+		delete(s.execs, id)
+	}
+}
+
 // ExecResize sets the size of an exec's terminal.
 func (s *Service) ExecResize(ctx context.Context, id string, height, width uint16) error {
 	e, err := s.findExec(id)

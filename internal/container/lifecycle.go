@@ -262,6 +262,7 @@ func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event
 		s.ack(ctx, ev.Key)
 	}
 	s.killExecs(c)
+	s.dropExecs(c)
 	if oom {
 		s.emit(c, "oom", nil)
 	}

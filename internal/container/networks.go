@@ -63,6 +63,9 @@ func (s *Service) linkEnvironment(rec *Record) (env []string, err error) {
 				addr = e.IPv4.Addr().String()
 			}
 		}
+		if addr == "" && target.HostConfig.NetworkMode.IsContainer() {
+			continue // it has no address of its own
+		}
 		if addr == "" {
 			return nil, errdefs.Newf(errdefs.Conflict, "", "", "Cannot link to /%s, as it does not belong to the default network", target.Name)
 		}
@@ -117,6 +120,9 @@ func (s *Service) Unlink(ctx context.Context, ref string) error {
 	rec, _ := c.view()
 	r, h := *rec, *rec.HostConfig
 	h.Links = slices.DeleteFunc(slices.Clone(h.Links), func(l string) bool { _, a, _ := strings.Cut(l, ":"); return a == alias })
+	if len(h.Links) == 0 {
+		h.Links = nil
+	}
 	if len(h.Links) == len(rec.HostConfig.Links) {
 		return errdefs.Newf(errdefs.NotFound, "remove link", quote("container", rec.Name), "it has no link %s", alias)
 	}

@@ -559,7 +559,7 @@ func (s *Service) portTest(key string, values []string) (listMatch, bool, error)
 			return false
 		}
 		for _, p := range st.Sandbox.Ports {
-			if port, ok := network.PortFrom(p.Port, network.IPProtocol(p.Proto)); ok && want[port] {
+			if port, ok := network.PortFrom(p.HostPort, network.IPProtocol(p.Proto)); ok && want[port] {
 				return true
 			}
 		}

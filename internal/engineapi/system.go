@@ -243,6 +243,9 @@ func (s *Server) events(c *call) error {
 			}
 		}
 	}
+	if since.IsZero() && !until.IsZero() {
+		since = time.Unix(0, 1) // all that is remembered
+	}
 	if !until.IsZero() && until.Before(since) {
 		return invalid("`since` time (%s) cannot be after `until` time (%s)", c.query("since"), c.query("until"))
 	}

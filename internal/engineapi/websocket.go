@@ -2,6 +2,8 @@ package engineapi
 
 import (
 	"context"
+	"io"
+	"net"
 
 	"github.com/coder/websocket"
 
@@ -22,7 +24,7 @@ func (s *Server) containerAttachWS(c *call) error {
 		if err != nil {
 			return container.Stream{}, err
 		}
-		conn := websocket.NetConn(context.WithoutCancel(c.ctx()), ws, websocket.MessageBinary)
+		conn := &messages{Conn: websocket.NetConn(context.WithoutCancel(c.ctx()), ws, websocket.MessageBinary), ws: ws}
 		return container.Stream{Conn: conn, Input: conn, End: func(container.Ending) { ws.Close(websocket.StatusNormalClosure, ""); close(done) }}, nil
 	})
 	if err != nil {
@@ -30,4 +32,35 @@ func (s *Server) containerAttachWS(c *call) error {
 	}
 	<-done
 	return nil
+}
+
+// messages is a connection that reads what messages of either kind hold:
+// clients send keys as text, too.
+type messages struct {
+	net.Conn
+	ws *websocket.Conn
+	r  io.Reader // the message that is being read
+}
+
+func (m *messages) Read(p []byte) (int, error) {
+	for {
+		if m.r == nil {
+			_, r, err := m.ws.Reader(context.Background())
+			if websocket.CloseStatus(err) == websocket.StatusNormalClosure || websocket.CloseStatus(err) == websocket.StatusGoingAway {
+				return 0, io.EOF
+			}
+			if err != nil {
+				return 0, err
+			}
+			m.r = r
+		}
+		n, err := m.r.Read(p)
+		if err == io.EOF {
+			m.r, err = nil, nil
+			if n == 0 {
+				continue
+			}
+		}
+		return n, err
+	}
 }

@@ -199,9 +199,7 @@ func matchKey(key string, values []string, m Message) bool {
 		return matchImage(values, m)
 	case "container", "network", "volume", "plugin", "daemon", "service", "node", "secret", "config", "builder":
 		if string(m.Type) != key {
-			// A network's connect event names the container it is about.
-			c, ok := m.Actor.Attributes[key]
-			return ok && oneOf(values, func(v string) bool { return strings.HasPrefix(c, v) })
+			return false
 		}
 		return oneOf(values, func(v string) bool {
 			return strings.HasPrefix(m.Actor.ID, v) || m.Actor.Attributes["name"] == strings.TrimPrefix(v, "/")
