@@ -33,6 +33,9 @@ func TestWhyBuild(t *testing.T) {
 		}
 	}
 	has(explain(), "first build")
+	if found, _ := filepath.Glob(filepath.Join(e.dir, "data/build/ext/*/onggi.hostdir.v1")); len(found) == 0 {
+		t.Error("the directory was sent, not taken by its descriptor")
+	}
 	if got := explain(); strings.Contains(got, "run ") || strings.Count(got, "cached") != 3 {
 		t.Errorf("nothing has changed:\n%s", got)
 	}

@@ -200,17 +200,29 @@ func (s *Source) update(ctx context.Context, dir linux.FD, ref cache.MutableRef,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.indexes) >= maxIndexes {
-		clear(s.indexes)
-		clear(s.files)
-	}
-	s.indexes[ref.ID()] = fresh
-	delete(s.files, ref.ID())
+	s.keep(ref.ID(), fresh)
 	return sy.bytes.Load(), nil
 }
 
-// maxIndexes bounds what is kept in memory beside the files.
-const maxIndexes = 20
+// What is kept in memory beside the files is bounded.
+const (
+	maxIndexes = 20
+	maxItems   = 300_000
+)
+
+// keep holds the index of a ref in memory. Preconditions: s.mu is held.
+func (s *Source) keep(ref string, x index) {
+	n := len(x)
+	for _, other := range s.indexes {
+		n += len(other)
+	}
+	if len(s.indexes) >= maxIndexes || n > maxItems {
+		clear(s.indexes)
+		clear(s.files)
+	}
+	s.indexes[ref] = x
+	delete(s.files, ref)
+}
 
 // spoil gives a ref up whose files may not be what its hashes say.
 func (s *Source) spoil(ref cache.MutableRef) {
@@ -276,7 +288,7 @@ func (s *Source) index(ref cache.MutableRef) index {
 	if err != nil {
 		return nil
 	}
-	s.indexes[ref.ID()] = x
+	s.keep(ref.ID(), x)
 	return x
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ const (
 	maxOps     = 8192
 	maxSources = 64
 	maxFiles   = 100_000 // of one directory; larger ones are not compared
+	maxHeld    = 300_000 // in memory, of all
 	maxBuilds  = 50      // explanations
 	maxKeys    = 32      // Dockerfiles whose last build is kept
 	maxRecord  = 64 << 20
@@ -101,7 +103,11 @@ func (r *Recorder) Files(v digest.Digest, name string, files map[string]string) 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.files) >= maxSources {
+	n := len(files)
+	for _, s := range r.files {
+		n += len(s.files)
+	}
+	if len(r.files) >= maxSources || n > maxHeld {
 		clear(r.files)
 	}
 	r.files[v.String()] = source{name, files}
@@ -296,7 +302,13 @@ func (w *Watch) End(names []string, took time.Duration, err error) {
 		r.why = slices.Delete(r.why, 0, n-maxBuilds)
 	}
 	keep := carry(old, &b)
-	if len(r.last) >= maxKeys {
+	n := 0
+	for _, l := range append(slices.Collect(maps.Values(r.last)), keep) {
+		for _, f := range l.Sources {
+			n += len(f)
+		}
+	}
+	if len(r.last) >= maxKeys || n > maxHeld {
 		clear(r.last) // they are on disk
 	}
 	r.last[w.key] = keep
