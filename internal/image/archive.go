@@ -58,6 +58,9 @@ func (s *Service) Save(ctx context.Context, q SaveRequest, w io.Writer) error {
 	if err := a.write(ctx, list); err != nil {
 		return errdefs.New(errdefs.KindOf(err), "save", strings.Join(q.Names, ", "), err)
 	}
+	for _, v := range list {
+		s.emit("save", v.img.ID, v.img.ID)
+	}
 	return a.w.Close()
 }
 
