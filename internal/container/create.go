@@ -237,10 +237,6 @@ func (s *Service) resolveModes(own string, h *HostConfig) error {
 			continue
 		}
 		c, err := s.findReferred(name)
-		if err != nil && h.NetworkMode.IsUserDefined() {
-			h.Links[i] = name + ":" + path.Base(cmpOr(alias, name)) // a name of its own, whoever has it
-			continue
-		}
 		if err != nil {
 			return errdefs.Newf(errdefs.KindOf(err), "", "", "could not get container for %s: %w", clip(name), err)
 		}

@@ -599,3 +599,19 @@ func TestPortOrder(t *testing.T) {
 		t.Errorf("%d", got)
 	}
 }
+
+// On the default network a link is to a container that is there.
+func TestLinkToNothing(t *testing.T) {
+	s := &Service{byID: map[string]*Container{}, byName: map[string]string{}}
+	for _, mode := range []container.NetworkMode{"", "default", "bridge"} {
+		if err := s.resolveModes("own", &HostConfig{NetworkMode: mode, Links: []string{"nothing:alias"}}); err == nil || !strings.Contains(err.Error(), "could not get container for nothing") {
+			t.Errorf("%q: %v", mode, err)
+		}
+	}
+	if err := s.resolveModes("own", &HostConfig{NetworkMode: "mine", Links: []string{"nothing:alias"}}); err != nil {
+		t.Error(err)
+	}
+	if err := s.resolveModes("own", &HostConfig{NetworkMode: "container:own"}); err == nil || !strings.Contains(err.Error(), "cannot join own network") {
+		t.Error(err)
+	}
+}
