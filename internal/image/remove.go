@@ -296,13 +296,22 @@ func (s *Service) forget(id string) error {
 func (s *Service) usedLocked() map[string]int {
 	used := map[string]int{}
 	for _, e := range s.images {
-		if cfg, err := e.config(); err == nil {
-			for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
-				used[c.String()]++
-			}
+		for _, c := range e.chains() {
+			used[c]++
 		}
 	}
 	return used
+}
+
+// hasLocked reports whether an image has the chain ID. Preconditions: s.mu is
+// held.
+func (s *Service) hasLocked(chain string) bool {
+	for _, e := range s.images {
+		if slices.Contains(e.chains(), chain) {
+			return true
+		}
+	}
+	return false
 }
 
 // dropLayer removes a layer's record and its name in the snapshot store,
@@ -322,7 +331,7 @@ func (s *Service) dropLayer(ctx context.Context, chain string) bool {
 // dropLayerHeld is dropLayer for who works on the chain.
 func (s *Service) dropLayerHeld(ctx context.Context, chain string) bool {
 	s.mu.RLock()
-	needed := s.layers[chain] == nil || s.pins[chain] > 0 || s.usedLocked()[chain] > 0
+	needed := s.layers[chain] == nil || s.pins[chain] > 0 || s.hasLocked(chain)
 	s.mu.RUnlock()
 	if needed {
 		return false

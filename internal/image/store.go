@@ -81,6 +81,7 @@ type entry struct {
 	id     string
 	rec    record
 	config func() (ocispec.Image, error) // decoded at the first use
+	chains func() []string               // its chain IDs, from the lowest layer's; also made once
 }
 
 // Service keeps the images of an engine.
@@ -251,6 +252,17 @@ func (s *Service) newEntry(id string, rec record, raw []byte) *entry {
 		raw = nil
 		return img, err
 	})
+	e.chains = sync.OnceValue(func() []string {
+		cfg, err := e.config()
+		if err != nil {
+			return nil
+		}
+		var out []string
+		for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
+			out = append(out, c.String())
+		}
+		return out
+	})
 	return e
 }
 
@@ -392,9 +404,9 @@ func (s *Service) imageLocked(e *entry) (Image, error) {
 	if cfg.Created != nil {
 		img.Created = *cfg.Created
 	}
-	for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
-		img.Chain = append(img.Chain, c.String())
-		if l := s.layers[c.String()]; l != nil {
+	img.Chain = slices.Clone(e.chains())
+	for _, c := range img.Chain {
+		if l := s.layers[c]; l != nil {
 			img.Size += l.Size
 		}
 	}
