@@ -15,6 +15,7 @@ import (
 // options are the flags of a build.
 type options struct {
 	tags, args, labels, contexts, secrets, ssh, allow             []string
+	squash                                                        bool
 	outputs, cacheFrom, cacheTo, attest, annotations              []string
 	addHost, noCacheFilter, platforms, ulimits                    []string
 	file, target, progress, network, iidFile, metaFile            string
@@ -77,7 +78,7 @@ func parseFlags(args []string) (*options, string, error) {
 	for _, n := range []string{"rm", "force-rm", "compress"} {
 		f.Bool(n, n == "rm", "accepted for Docker's sake")
 	}
-	squash := f.Bool("squash", false, "one layer")
+	f.BoolVar(&o.squash, "squash", false, "one layer")
 	resources := f.StringArray("resource", nil, "limit of the steps: memory=2g, cpu-quota=50000 and so on, as the flags of that name")
 	if err := f.Parse(args); err != nil {
 		return nil, "", fmt.Errorf("%w\nusage: onggi build [OPTIONS] PATH | URL | -", err)
@@ -87,8 +88,6 @@ func parseFlags(args []string) (*options, string, error) {
 		return o, "", nil
 	}
 	switch {
-	case *squash:
-		return nil, "", fmt.Errorf("--squash is not supported yet: build the last stage FROM scratch with COPY --from")
 	case f.NArg() != 1:
 		return nil, "", fmt.Errorf("onggi build takes 1 argument, the context, got %d\nusage: onggi build [OPTIONS] PATH | URL | -\ntry:   onggi build .", f.NArg())
 	}

@@ -467,6 +467,13 @@ func (o *options) exports(opt *client.SolveOpt) error {
 			}
 		}
 	}
+	if o.squash {
+		for i := range opt.Exports {
+			if t := opt.Exports[i].Type; t != "local" && t != "tar" {
+				opt.Exports[i].Attrs["squash"] = "true"
+			}
+		}
+	}
 	for _, s := range o.annotations {
 		k, v, ok := strings.Cut(s, "=")
 		if !ok {

@@ -104,9 +104,6 @@ func (s *Service) Classic(ctx context.Context, r ClassicRequest, emit func(Messa
 		}
 		defer s.running.remove(r.BuildID)
 	}
-	if r.Squash {
-		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "build", "image", "squashing is not supported"), "leave out --squash; use stages to drop files")
-	}
 	out := &classicWriter{emit: emit, plain: r.Version != "2"}
 	out.quiet = out.plain && r.Quiet
 	req, stop, err := c.classicSolve(ctx, r)
@@ -304,6 +301,9 @@ func classicOutputs(r ClassicRequest) ([]*controlapi.Exporter, error) {
 		e := &controlapi.Exporter{Type: o.Type, Attrs: maps.Clone(o.Attrs)}
 		if e.Attrs == nil {
 			e.Attrs = map[string]string{}
+		}
+		if r.Squash && o.Type != "local" && o.Type != "tar" {
+			e.Attrs["squash"] = "true"
 		}
 		switch o.Type {
 		case "cacheonly":

@@ -195,10 +195,12 @@ func compareImages(t *testing.T, dir string, want, got *builder) []string {
 }
 
 // image builds a context to an OCI archive, and reads it.
-func (b *builder) image(dir string) (*built, error) {
+func (b *builder) image(dir string) (*built, error) { return b.imageWith(dir, corpusOutput()) }
+
+func (b *builder) imageWith(dir string, attrs map[string]string) (*built, error) {
 	var out bytes.Buffer
 	r, err := b.build(b.t.Context(), buildOptions{dir: dir, attrs: corpusAttrs, output: client.ExportEntry{
-		Type: "oci", Attrs: corpusOutput(),
+		Type: "oci", Attrs: attrs,
 		Output: func(map[string]string) (io.WriteCloser, error) { return closer{&out}, nil },
 	}})
 	if err != nil {
@@ -479,4 +481,57 @@ func withBase(df string) string {
 	}
 	return head + "FROM scratch AS base\nCOPY --chmod=755 busybox /bin/\n" +
 		`RUN ["/bin/busybox", "sh", "-c", "/bin/busybox mkdir -p /etc /tmp /root && for a in sh cat ls mkdir rm ln touch chmod chown mknod mkfifo stat cp mv id env sort tar truncate find seq test dd pwd sleep true false grep echo printf rmdir wc; do /bin/busybox ln -s busybox /bin/$a; done; echo root:x:0:0::/root:/bin/sh > /etc/passwd"]` + "\n" + df
+}
+
+// A squashed image has the same files, in one layer above its base.
+func TestSquash(t *testing.T) {
+	b := openReal(t, t.TempDir())
+	base := corpusCase{dockerfile: "FROM base\nRUN mkdir /d /e && echo 1 > /d/1 && echo 2 > /d/2 && echo 3 > /e/3\n"}.context(t)
+	if _, err := b.build(t.Context(), buildOptions{dir: base, attrs: corpusAttrs, output: client.ExportEntry{Type: "image", Attrs: map[string]string{"name": "docker.io/library/squashbase:latest"}}}); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		dockerfile string
+		layers     int
+	}{
+		"over a base":  {"FROM squashbase\nRUN rm /d/1 && echo new > /d/4 && ln /d/4 /d/5\nENV A=1\nRUN rm -r /e && mkdir /e && echo 6 > /e/6 && chmod 700 /d\nRUN rm /d/5 && echo again > /d/1 && chown 3:4 /d/1\nCOPY a /f\n", 4},
+		"from nothing": {"FROM scratch\nCOPY a /d/a\nCOPY a /d/b\nCOPY --chmod=600 a /d/a\n", 1},
+		"one layer":    {"FROM scratch\nCOPY a /d/a\nLABEL a=b\n", 1},
+	} {
+		dir := contextDir(t, map[string]string{"a": "A", "Dockerfile": c.dockerfile})
+		want, err := b.image(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		attrs := corpusOutput()
+		attrs["squash"] = "true"
+		got, err := b.imageWith(dir, attrs)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if len(got.layers) != c.layers {
+			t.Errorf("%s: %d layers, want %d", name, len(got.layers), c.layers)
+		}
+		// Only what is there in the end counts.
+		want.layers, got.layers = want.layers[len(want.layers)-1:], got.layers[len(got.layers)-1:]
+		delete(want.config, "history")
+		delete(got.config, "history")
+		for _, d := range differences(want, got) {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
+// What a label says is not inherited.
+func TestUnsetInherited(t *testing.T) {
+	b := openReal(t, t.TempDir())
+	i, err := b.image(contextDir(t, map[string]string{"Dockerfile": "FROM scratch AS base\nVOLUME /a /b\nEXPOSE 80\nENV A=1 B=2\nFROM base\nLABEL org.onggi.unset=\"VOLUME=/a EXPOSE ENV=B\"\n"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, _ := json.Marshal(i.config["config"])
+	if want := `{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","A=1"],"Volumes":{"/b":{}},"WorkingDir":"/"}`; string(raw) != want {
+		t.Errorf("%s, want %s", raw, want)
+	}
 }

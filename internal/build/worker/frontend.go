@@ -24,8 +24,8 @@ func Frontends(infos bkworker.Infos) (map[string]frontend.Frontend, error) {
 	}
 	builtin := forwarder.NewGatewayForwarder(infos, buildDockerfile)
 	return map[string]frontend.Frontend{
-		"dockerfile.v0": builtin,
-		"gateway.v0":    &syntaxFrontend{external: gw, builtin: builtin, version: dockerfileversion.Version()},
+		"dockerfile.v0": unsetting{builtin},
+		"gateway.v0":    unsetting{&syntaxFrontend{external: gw, builtin: builtin, version: dockerfileversion.Version()}},
 	}, nil
 }
 

@@ -210,7 +210,7 @@ func (w *Worker) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 func (w *Worker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
 	switch name {
 	case client.ExporterImage, "moby":
-		return &imageExporter{w: w, sm: sm, kind: name}, nil
+		return squashing{&imageExporter{w: w, sm: sm, kind: name}, w}, nil
 	case client.ExporterLocal:
 		return localexporter.New(localexporter.Opt{SessionManager: sm})
 	case client.ExporterTar:
@@ -220,9 +220,13 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (exporter.Exporter, 
 		if name == client.ExporterDocker {
 			v = ociexporter.VariantDocker
 		}
-		return ociexporter.New(ociexporter.Opt{
+		e, err := ociexporter.New(ociexporter.Opt{
 			SessionManager: sm, ImageWriter: w.writer, Variant: ociexporter.ExporterVariant(v), LeaseManager: w.o.Leases,
 		})
+		if err != nil {
+			return nil, err
+		}
+		return squashing{e, w}, nil
 	}
 	return nil, errdefs.WithHint(
 		errdefs.Newf(errdefs.Invalid, "export", "build result", "there is no output type %q", name),
