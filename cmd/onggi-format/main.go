@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"text/tabwriter"
@@ -72,6 +73,17 @@ func functions() template.FuncMap {
 			e.SetEscapeHTML(false)
 			err := e.Encode(v)
 			return strings.TrimSpace(b.String()), err
+		},
+		// A list that is empty is null in many answers; for Docker's client it is a list.
+		"len": func(v any) (int, error) {
+			switch v := reflect.ValueOf(v); v.Kind() {
+			case reflect.Invalid:
+				return 0, nil
+			case reflect.String, reflect.Slice, reflect.Map:
+				return v.Len(), nil
+			default:
+				return 0, fmt.Errorf("len of %s", v.Type())
+			}
 		},
 		"split": strings.Split,
 		"join": func(list any, sep string) string {

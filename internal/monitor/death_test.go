@@ -248,7 +248,6 @@ func TestDeathInTheMiddleOfStart(t *testing.T) {
 				t.Skip("see TestEngineDiesInTheMiddleOfStart")
 			}
 			f := newFixture(t)
-			mark := filepath.Join(f.logDir(), "mark")
 			const n = 40
 			var wg sync.WaitGroup
 			started := make([]*Started, n)
@@ -256,7 +255,7 @@ func TestDeathInTheMiddleOfStart(t *testing.T) {
 				wg.Go(func() {
 					k := Key{Container: fmt.Sprint("c", i)}
 					var err error
-					started[i], err = f.c.Start(f.ctx, StartRequest{Key: k, Log: f.spec(k), Program: shell("exec sleep 1" + fmt.Sprintf("%03d", i) + " # " + mark)})
+					started[i], err = f.c.Start(f.ctx, StartRequest{Key: k, Log: f.spec(k), Program: shell(fmt.Sprintf("exec sleep 1%03d%s", i, ours()))})
 					if err != nil {
 						t.Error(err)
 					}
@@ -302,13 +301,16 @@ func TestDeathInTheMiddleOfStart(t *testing.T) {
 	}
 }
 
+// ours is a fraction of a second that tells this test's processes from all others.
+func ours() string { return fmt.Sprintf(".%07d", os.Getpid()) }
+
 // sleepers are the processes of TestDeathInTheMiddleOfStart, before and after
 // they run their program.
 func sleepers() (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
 		b, err := os.ReadFile(file)
-		if err == nil && strings.Contains(string(b), "sleep\x001") || strings.Contains(string(b), "exec sleep 1") {
+		if err == nil && strings.Contains(string(b), "sleep") && strings.Contains(string(b), ours()) {
 			var pid int
 			fmt.Sscanf(file, "/proc/%d/", &pid)
 			pids = append(pids, pid)
