@@ -485,3 +485,22 @@ func TestNamesOfEngines(t *testing.T) {
 		t.Error("two engines have one table")
 	}
 }
+
+func BenchmarkPublish1000(b *testing.B) {
+	s := service(b, b.TempDir(), Options{})
+	r := SandboxRequest{ContainerID: fmt.Sprintf("%064s", "c"), Name: "c", NetNS: netns(b), Endpoints: []EndpointRequest{{Network: "bridge"}}}
+	for i := range uint16(1000) {
+		r.Ports = append(r.Ports, PortRequest{Port: i + 1, Proto: "tcp", HostPort: 21000 + i})
+	}
+	for b.Loop() {
+		if _, err := s.Attach(ctx, r); err != nil {
+			b.Fatal(err)
+		}
+		if err := netlink.RemoveLinkIn(r.NetNS, "eth0"); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Release(ctx, r.ContainerID); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -44,6 +44,7 @@ type peer struct {
 	engines []int    // processes of the engine, for memory
 	boot    time.Duration
 	stop    func()
+	restart func(syscall.Signal) time.Duration // ends the engine so, and starts it
 }
 
 func (p *peer) command(args ...string) *exec.Cmd {
@@ -63,6 +64,7 @@ var (
 	only    = flag.String("only", "", "regular expression of metrics to measure")
 	bin     = flag.String("bin", "bin", "directory with Onggi's programs")
 	peersIn = flag.String("peers", "docker,podman", "peers to compare with, where installed")
+	manyIn  = flag.Int("many", 0, "measure so many containers on Onggi alone, and 2,000 runs by sixteen at a time")
 	cleanup []func()
 )
 
@@ -84,6 +86,12 @@ func main() {
 	}
 	var peers []*peer
 	peers = append(peers, startOnggi(dir))
+	if *manyIn > 0 {
+		peers[0].must("import", image, "bench/busybox:latest")
+		peers[0].must("run", "--rm", "bench/busybox", "true")
+		many(peers[0], *manyIn, 2000)
+		return
+	}
 	if strings.Contains(*peersIn, "docker") {
 		if p := startDocker(dir); p != nil {
 			peers = append(peers, p)
@@ -342,9 +350,21 @@ func startOnggi(dir string) *peer {
 	sock := filepath.Join(root, "run/onggi.sock")
 	flags := []string{"--data-root", root + "/data", "--exec-root", root + "/run", "--pidfile", root + "/pid",
 		"-H", "unix://" + sock, "--bip", "172.29.203.1/24", "--bridge-name", "onggibench"}
+	if *manyIn > 0 {
+		flags[9] = "10.190.0.1/20"
+		flags = append(flags, "--debug", "--cgroup-parent", "onggi-bench") // debug: it counts its goroutines
+	}
 	cmd := exec.Command(filepath.Join(*bin, "onggid"), flags...)
 	p := launch("onggi", cmd, sock, root)
 	p.cli = []string{filepath.Join(*bin, "onggi"), "-H", "unix://" + sock}
+	p.restart = func(sig syscall.Signal) time.Duration {
+		cmd.Process.Signal(sig)
+		cmd.Wait()
+		cmd = exec.Command(filepath.Join(*bin, "onggid"), flags...)
+		again := launch("onggi", cmd, sock, root)
+		p.engines = again.engines
+		return again.boot
+	}
 	cleanup = append(cleanup, func() {
 		stopProcess(cmd)
 		exec.Command(filepath.Join(*bin, "onggid"), append(flags, "--cleanup")...).Run()
