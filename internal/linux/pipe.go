@@ -205,6 +205,20 @@ func DupFD(fd int) (int, error) {
 	return n, os.NewSyscallError("fcntl", err)
 }
 
+// DupOf duplicates the descriptor of a file that others may close meanwhile: what
+// is duplicated is this file, or the error is os.ErrClosed.
+func DupOf(f *os.File) (fd int, err error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var derr error
+	if rc.Control(func(raw uintptr) { fd, derr = DupFD(int(raw)) }) != nil {
+		return -1, os.ErrClosed
+	}
+	return fd, derr
+}
+
 // TakeFD takes the descriptor out of f, which is closed.
 func TakeFD(f *os.File) (int, error) {
 	defer f.Close()

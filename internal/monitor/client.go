@@ -372,7 +372,10 @@ func (l *link) ask(ctx context.Context, op byte, body func(*enc), fds ...int) (a
 		forget()
 		return answer{}, errdefs.Newf(errdefs.Exhausted, "ask", "monitor", "%d descriptors in one request, of at most %d", len(fds), linux.MaxPassedFiles)
 	}
-	l.c.send(packet, fds...)
+	if err := l.c.send(packet, fds...); err != nil {
+		forget()
+		return answer{}, errdefs.New(errdefs.Internal, "ask", "monitor", err)
+	}
 	select {
 	case a := <-ch:
 		if a.err != nil {
@@ -449,7 +452,12 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (*Started, error) {
 		if a.Conn == nil {
 			return nil, errdefs.Newf(errdefs.Invalid, "start", r.Key.String(), "a client without a connection")
 		}
-		fds = append(fds, int(linux.RawFD(a.Conn)))
+		fd, err := connection(a.Conn)
+		if err != nil {
+			return nil, errdefs.New(errdefs.Internal, "start", r.Key.String(), err)
+		}
+		defer linux.CloseFDs([]int{fd})
+		fds = append(fds, fd)
 	}
 	a, s, err := c.askStart(ctx, &r, fds)
 	if err != nil || s != nil {
@@ -462,6 +470,21 @@ func (c *Client) Start(ctx context.Context, r StartRequest) (*Started, error) {
 	}
 	s.PidFD = linux.Files(a.fds)[0]
 	return s, nil
+}
+
+// connection duplicates that of a client, which may go away at any moment: then
+// it is one whose other end is closed.
+func connection(f *os.File) (int, error) {
+	fd, err := linux.DupOf(f)
+	if !errors.Is(err, os.ErrClosed) {
+		return fd, err
+	}
+	ours, theirs, err := linux.StreamPair()
+	if err != nil {
+		return -1, err
+	}
+	theirs.Close()
+	return linux.TakeFD(ours)
 }
 
 func dupFile(fd int) (*os.File, error) {
@@ -531,7 +554,12 @@ func (c *Client) Release(ctx context.Context, k Key) error {
 // Attach connects a client to a process that runs. What was printed before is not
 // sent: it is in the log.
 func (c *Client) Attach(ctx context.Context, k Key, a AttachSpec) error {
-	_, err := c.ask(ctx, opAttach, func(e *enc) { e.key(k); e.attach(a) }, int(linux.RawFD(a.Conn)))
+	fd, err := connection(a.Conn)
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "attach", k.String(), err)
+	}
+	defer linux.CloseFDs([]int{fd})
+	_, err = c.ask(ctx, opAttach, func(e *enc) { e.key(k); e.attach(a) }, fd)
 	return err
 }
 

@@ -1,9 +1,11 @@
 package monitor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 
 	"github.com/onggi/onggi/internal/linux"
 )
@@ -31,34 +33,42 @@ type queued struct {
 func newConn(pc *linux.PacketConn) *conn { return &conn{pc: pc} }
 
 // send sends a packet, at once if the peer has room. The descriptors stay the
-// caller's. If the peer has gone nothing happens: its reader will notice.
-func (c *conn) send(packet []byte, fds ...int) {
+// caller's. If the peer has gone nothing happens: its reader will notice. An error
+// is a packet that cannot be sent: nobody will answer it.
+func (c *conn) send(packet []byte, fds ...int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return
+		return nil
 	}
 	if len(c.queue) == 0 {
 		sent, err := c.pc.TrySend(packet, fds...)
+		if errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.ETOOMANYREFS) { // of what is passed
+			return err
+		}
 		if sent || err != nil {
-			return
+			return nil
 		}
 	}
 	if len(c.queue) >= maxQueue {
 		c.closed = true
 		c.pc.Close()
-		return
+		return nil
 	}
 	q := queued{packet: append([]byte(nil), packet...)}
 	for _, fd := range fds {
-		if n, err := linux.DupFD(fd); err == nil {
-			q.fds = append(q.fds, n)
+		n, err := linux.DupFD(fd)
+		if err != nil {
+			linux.CloseFDs(q.fds)
+			return err
 		}
+		q.fds = append(q.fds, n)
 	}
 	c.queue = append(c.queue, q)
 	if len(c.queue) == 1 {
 		go c.drain()
 	}
+	return nil
 }
 
 // drain sends what is queued, and ends when that is done.

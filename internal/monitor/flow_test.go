@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -206,6 +207,30 @@ func TestInputOfAClientThatIsGone(t *testing.T) {
 }
 
 // Others hold the output open after the process has exited.
+// A client may go away while its container is started: the engine has closed the
+// connection then, and its number may be another file's.
+func TestClientThatWentBeforeTheStart(t *testing.T) {
+	f := newFixture(t)
+	_, theirs := pair(t)
+	theirs.Close()
+	f.start(StartRequest{Key: web, Program: shell("cat; echo done"), OpenStdin: true, StdinOnce: true,
+		Attach: []AttachSpec{{Conn: theirs, Stdin: true, Stdout: true}}})
+	if err := f.c.Attach(f.ctx, web, AttachSpec{Conn: theirs, Stdout: true}); err != nil && errdefs.KindOf(err) == errdefs.Internal {
+		t.Error(err)
+	}
+	if ev := f.exit(web); ev.Code != 0 {
+		t.Errorf("%+v", ev)
+	}
+	// What cannot be sent is not waited for.
+	l, err := f.c.current(f.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.ask(f.ctx, opAttach, nil, -1); !errors.Is(err, syscall.EBADF) {
+		t.Errorf("a request with a descriptor that is none: %v", err)
+	}
+}
+
 func TestStraysDoNotHoldTheExit(t *testing.T) {
 	f := newFixture(t)
 	ours, theirs := pair(t)

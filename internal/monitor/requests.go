@@ -47,7 +47,11 @@ func (c *conn) reply(id uint64, err error, body func(*enc), fds ...int) {
 		defer file.Close()
 		fds = append([]int{fd}, fds...)
 	}
-	c.send(packet, fds...)
+	if serr := c.send(packet, fds...); serr != nil {
+		e = newMessage(opReply, id)
+		e.error(serr)
+		c.send(e.b)
+	}
 }
 
 // malformed closes what came with a message that cannot be read.
