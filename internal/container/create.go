@@ -93,6 +93,9 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 	if err := s.viewImages(ctx, rec, &u); err != nil {
 		return "", nil, err
 	}
+	if err := s.limitRoot(rec); err != nil {
+		return "", nil, err
+	}
 	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, errdefs.New(errdefs.Internal, op, quote("container", rec.Name), err)
 	}

@@ -285,10 +285,19 @@ func groupLimits(in *specInput) *specs.LinuxResources {
 // and finds the sources of all other mounts.
 func (s *Service) prepareRoot(ctx context.Context, rec *Record, r *run, in *specInput) (*os.File, error) {
 	// What an automatically removed container writes need not survive anything.
-	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{Volatile: rec.HostConfig.AutoRemove})
-	if err != nil {
+	var root *os.File
+	mount := func() (err error) {
+		root, err = s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{Volatile: rec.HostConfig.AutoRemove})
+		return err
+	}
+	if rec.Project != 0 {
+		plain := mount
+		mount = func() error { return linux.WithoutResource(plain) }
+	}
+	if err := mount(); err != nil {
 		return nil, err
 	}
+	var err error
 	if in.User, err = userIn(root, rec.Config.User, rec.HostConfig.GroupAdd); err != nil {
 		return root, err
 	}

@@ -239,31 +239,36 @@ func (s *Service) shipAll(ctx context.Context, rec *Record, to sink.Sink, ended 
 		saved = time.Now()
 	}
 	spec := s.logSpec(rec)
+	told := ""
 	for pause := firstBackoff; ; pause = min(2*pause, maxBackoff) {
-		var err error
-		if to == nil {
-			to, err = s.openSink(rec)
-		}
-		if err == nil {
-			err = logs.Read(ctx, spec, logs.ReadOptions{After: pos, Follow: true, Ended: ended, CaughtUp: func() {
-				if time.Since(saved) > time.Second {
-					save()
-				}
-			}}, func(e logs.Entry) error {
-				if err := to.Write(e); err != nil {
+		err := logs.Read(ctx, spec, logs.ReadOptions{After: pos, Follow: true, Ended: ended, CaughtUp: func() {
+			if time.Since(saved) > time.Second {
+				save()
+			}
+		}}, func(e logs.Entry) (err error) {
+			if to == nil { // only where there is something to send
+				if to, err = s.openSink(rec); err != nil {
 					return err
 				}
-				pos, pause = e.After, firstBackoff
-				return nil
-			})
-			save()
+			}
+			if err := to.Write(e); err != nil {
+				return err
+			}
+			pos, pause, told = e.After, firstBackoff, ""
+			return nil
+		})
+		save()
+		if to != nil {
 			to.Close()
 			to = nil
 		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		s.log.Warn("log not sent on, trying again", "container", rec.ID, "driver", rec.HostConfig.LogConfig.Type, "error", err)
+		if told != err.Error() { // once for each cause
+			told = err.Error()
+			s.log.Warn("log not sent on, trying again", "container", rec.ID, "driver", rec.HostConfig.LogConfig.Type, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -34,6 +34,7 @@ const (
 const (
 	defaultShm  = 64 << 20
 	minMemory   = 6 << 20
+	minRootSize = 1 << 20
 	runtimeName = "onggi"
 )
 
@@ -417,11 +418,12 @@ func checkHost(c *Config, h *HostConfig, d Defaults) (warnings []string, err err
 	if !h.Isolation.IsDefault() {
 		return nil, invalid("invalid isolation '%s' on linux", h.Isolation)
 	}
-	if len(h.StorageOpt) > 0 {
-		if size, ok := h.StorageOpt["size"]; !ok || len(h.StorageOpt) > 1 {
-			return nil, invalid("storage options %v: only size is known", slices.Sorted(maps.Keys(h.StorageOpt)))
-		} else {
-			return nil, errdefs.Newf(errdefs.Unsupported, "", "", "storage option size=%s: the file system below the engine has no quotas for it", size)
+	for k, v := range h.StorageOpt {
+		if k != "size" {
+			return nil, invalid("storage option %q: only size is known", clip(k))
+		}
+		if n, err := parseSize(v); err != nil || n < minRootSize {
+			return nil, invalid("storage option size=%q: want a size such as 10g, from %d bytes", clip(v), minRootSize)
 		}
 	}
 	if len(h.Mounts)+len(h.Binds)+len(h.Tmpfs)+len(c.Volumes) > maxMounts {

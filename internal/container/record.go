@@ -36,6 +36,7 @@ type Record struct {
 	Networks      map[string]*network.EndpointSettings // by the name or ID that the request used
 	Mounts        []Mount
 	Platform      string
+	Project       uint32 `json:",omitempty"` // of the quota that limits what it writes
 }
 
 // Manifest points at the image's manifest.

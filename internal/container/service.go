@@ -105,6 +105,8 @@ type Service struct {
 	byName map[string]string     // name → ID, reserved ones included; guarded by mu
 	execs  map[string]*Exec      // guarded by mu
 
+	projects sync.Mutex // held while a quota's number is chosen
+
 	work sync.WaitGroup // goroutines that Close waits for
 	stop chan struct{}  // closed by Close
 }

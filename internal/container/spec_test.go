@@ -171,7 +171,7 @@ func TestNormaliseRefuses(t *testing.T) {
 		"extra host":            {h: HostConfig{ExtraHosts: []string{"evil\n0.0.0.0 bank"}}},
 		"port":                  {h: HostConfig{PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "http"}}}}},
 		"port 0":                {h: HostConfig{PortBindings: network.PortMap{network.MustParsePort("0/tcp"): {{}}}}},
-		"storage option":        {h: HostConfig{StorageOpt: map[string]string{"size": "1G"}}},
+		"storage option":        {h: HostConfig{StorageOpt: map[string]string{"size": "much"}}},
 		"hostname and host uts": {c: Config{Cmd: []string{"x"}, Hostname: "a"}, h: HostConfig{UTSMode: "host"}},
 	} {
 		if q.c.Cmd == nil {

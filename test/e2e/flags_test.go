@@ -70,7 +70,7 @@ var flagRows = []flagRow{
 	{flags: "--rm --memory 64m --memory-swap 96m", script: `cat /sys/fs/cgroup/memory/memory.memsw.limit_in_bytes`, want: "100663296", on: "v1"},
 	{flags: "--rm --memory 64m --memory-swap 96m", script: `cat /sys/fs/cgroup/memory.swap.max`, want: "33554432", on: "v2"},
 	{flags: "--rm --memory 64m --memory-swap -1 --memory-swappiness 7 --oom-kill-disable", script: `cd /sys/fs/cgroup/memory; cat memory.swappiness; grep oom_kill_disable memory.oom_control; test $(cat memory.memsw.limit_in_bytes) -gt 1000000000000 && echo much`, want: "7\noom_kill_disable 1\nmuch", on: "v1"},
-	{flags: "--rm --memory 64m --memory-swappiness 7 --oom-kill-disable", script: `cat /sys/fs/cgroup/memory.max`, want: "67108864", on: "v2"},
+	{flags: "--rm --memory 64m --memory-swappiness 7 --oom-kill-disable", script: `cat /sys/fs/cgroup/memory.max`, want: "67108864\nwarning: OomKillDisable is not supported with control groups v2, and is discarded", on: "v2"},
 	{flags: "--rm --cpus 0.5", script: `cat /sys/fs/cgroup/cpu.max 2>/dev/null || (cd /sys/fs/cgroup/cpu; echo $(cat cpu.cfs_quota_us cpu.cfs_period_us))`, want: "50000 100000"},
 	{flags: "--rm --cpu-period 20000 --cpu-quota 5000", script: `cat /sys/fs/cgroup/cpu.max 2>/dev/null || (cd /sys/fs/cgroup/cpu; echo $(cat cpu.cfs_quota_us cpu.cfs_period_us))`, want: "5000 20000"},
 	{flags: "--rm --cpu-shares 512", script: limit + `limit cpu/cpu.shares cpu.weight`, want: "^(512|59|20)"},
@@ -128,7 +128,7 @@ var flagRows = []flagRow{
 	{flags: "--rm --network none", script: `ip -o link | wc -l`, want: "1"},
 	{flags: "--rm --network container:other", script: `hostname`, want: "otherhost"},
 	{flags: "--rm --add-host db:10.1.2.3 --add-host gate:host-gateway", script: `grep -w db /etc/hosts | cut -f1; test "$(grep -w gate /etc/hosts | cut -f1 | head -1)" = "$(ip route | awk '/default/{print $3}')" && echo gateway`, want: "10.1.2.3\ngateway"},
-	{flags: "--rm --network host --dns-search example.org", script: `grep search /etc/resolv.conf; grep -c nameserver /etc/resolv.conf | sed 's/^[1-9]/some/'`, want: "search example.org\nsome"},
+	{flags: "--rm --network host --dns-search example.org", script: `grep search /etc/resolv.conf; grep -c nameserver /etc/resolv.conf | sed 's/^[1-9]/some/'`, want: "search example.org\nsome", needs: "/etc/resolv.conf"},
 	{flags: "--rm --dns 10.9.8.7 --dns-option ndots:3 --dns-search example.org", script: `grep -E 'search|ndots' /etc/resolv.conf`, want: "search example.org\noptions ndots:3"},
 	{flags: "--rm --mac-address 02:42:aa:bb:cc:dd", script: `ip link show eth0 | grep -o 02:42:aa:bb:cc:dd`, want: "02:42:aa:bb:cc:dd"},
 	{flags: "--rm --network fixed --ip 10.213.7.77 --ip6 fd00:213:7::77 --network-alias nick --link-local-ip 169.254.8.8", script: `ip addr show eth0 | grep -oE '10.213.7.77|fd00:213:7::77|169.254.8.8' | sort; nslookup nick | grep -c 10.213.7.77`, want: "10.213.7.77\n169.254.8.8\nfd00:213:7::77\n1"},
@@ -148,7 +148,7 @@ var elsewhere = map[string]string{
 	"health-cmd": "TestHealth", "health-interval": "TestHealth", "health-retries": "TestHealth", "health-start-interval": "TestHealth", "health-start-period": "TestHealth", "health-timeout": "TestHealth", "restart": "TestRestartPolicies",
 	"detach": "TestRunFlags/inspected", "cidfile": "TestRunFlags/inspected", "label": "TestRunFlags/inspected", "label-file": "TestRunFlags/inspected", "expose": "TestRunFlags/inspected",
 	"publish": "TestRunFlags/inspected", "publish-all": "TestRunFlags/inspected", "stop-signal": "TestRunFlags/inspected", "stop-timeout": "TestRunFlags/inspected", "interactive": "TestRunFlags/inspected",
-	"no-healthcheck": "TestRunFlags/inspected", "cpu-rt-period": "TestRunFlags/refused", "cpu-rt-runtime": "TestRunFlags/refused", "blkio-weight-device": "TestRunFlags/refused", "storage-opt": "TestRunFlags/refused",
+	"no-healthcheck": "TestRunFlags/inspected", "cpu-rt-period": "TestRunFlags/refused", "cpu-rt-runtime": "TestRunFlags/refused", "blkio-weight-device": "TestRunFlags/refused", "storage-opt": "TestStorageSize",
 }
 
 func TestRunFlags(t *testing.T) {
@@ -248,10 +248,21 @@ func inspectedFlags(t *testing.T, e *engine, dir string) {
 	e.do("stop", "stubborn")
 	equal(t, e.do("inspect", "-f", "{{.State.ExitCode}}", "stubborn"), "137")
 	equal(t, strings.TrimSpace(e.tryIn(strings.NewReader("typed"), "run", "--rm", "--interactive", "busybox", "cat").out), "typed")
-	// The keys leave the container running.
+	t.Run("keys", func(t *testing.T) { detachKeys(t, e) })
+	// A new name is known to the neighbours at once, the old one is not.
+	e.do("rename", "peer", "renamed")
+	equal(t, e.do("run", "--rm", "--network", "fixed", "busybox", "sh", "-c", "wget -qO- http://renamed:8000/f; nslookup peer >/dev/null || echo forgotten"), "served\nforgotten")
+}
+
+// detachKeys leave a container running.
+func detachKeys(t *testing.T, e *engine) {
+	script, err := exec.LookPath("script")
+	if err != nil {
+		t.Skip("no script(1) to give a terminal")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	term := exec.CommandContext(ctx, "script", "-qec", fmt.Sprintf("%s -H unix://%s run -it --name left --detach-keys ctrl-a,d busybox cat", e.cli, e.sock), "/dev/null")
+	term := exec.CommandContext(ctx, script, "-q", "-c", fmt.Sprintf("%s -H unix://%s run -it --name left --detach-keys ctrl-a,d busybox cat", e.cli, e.sock), "/dev/null")
 	keys, _ := term.StdinPipe()
 	shown, _ := term.StdoutPipe()
 	if err := term.Start(); err != nil {
@@ -268,9 +279,6 @@ func inspectedFlags(t *testing.T, e *engine, dir string) {
 		t.Errorf("detaching: %v", err)
 	}
 	equal(t, e.do("inspect", "-f", "{{.State.Status}}", "left"), "running")
-	// A new name is known to the neighbours at once, the old one is not.
-	e.do("rename", "peer", "renamed")
-	equal(t, e.do("run", "--rm", "--network", "fixed", "busybox", "sh", "-c", "wget -qO- http://renamed:8000/f; nslookup peer >/dev/null || echo forgotten"), "served\nforgotten")
 }
 
 // updatedLimits: update changes the limits of a running container.
@@ -297,6 +305,25 @@ func updatedLimits(t *testing.T, e *engine) {
 	if got := e.do("top", "limited", "-o", "pid,user,args"); !regexp.MustCompile(`^PID +USER +COMMAND\n[0-9]+ +root +sleep 1000$`).MatchString(got) {
 		t.Errorf("top: %q", got)
 	}
+}
+
+// A size of what a container writes is kept where the file system has quotas.
+func TestStorageSize(t *testing.T) {
+	if os.Getenv("ONGGI_VM") == "" {
+		t.Skip("the kernel may have no quotas of ext4 (CONFIG_QFMT_V2): the VM lane's has")
+	}
+	e := prepareEngine(t)
+	e.small(128, "-O", "project,quota", "-E", "quotatype=prjquota")
+	e.wrap[6] = strings.Replace(e.wrap[6], "-o loop", "-o loop,prjquota", 1)
+	e.start()
+	e.busybox()
+	e.do("run", "--name", "bounded", "--storage-opt", "size=4m", "busybox", "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=20 2>&1 | grep -o 'space left\\|quota exceeded' ; df -k / | tail -1 | awk '{print $2}'; rm /big; echo still >/etc/new; mv /etc/new /etc/passwd; cat /etc/passwd")
+	if got := e.do("logs", "bounded"); !regexp.MustCompile(`^(No )?(space left|[Qq]uota exceeded)\n4096\nstill$`).MatchString(got) {
+		t.Errorf("got %q", got)
+	}
+	e.do("run", "--rm", "busybox", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=20")
+	e.do("rm", "bounded")
+	e.refuse(125, []string{"size"}, "run", "--rm", "--storage-opt", "size=some", "busybox", "true")
 }
 
 // refusedFlags are those that this machine cannot satisfy: what is said then.

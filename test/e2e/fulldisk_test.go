@@ -12,7 +12,7 @@ import (
 
 // small puts the engine's data on a file system of its own with so many MB. It
 // is mounted for the engine alone.
-func (e *engine) small(mb int) {
+func (e *engine) small(mb int, mkfsOptions ...string) {
 	e.t.Helper()
 	img := filepath.Join(e.dir, "disk")
 	f, err := os.Create(img)
@@ -22,7 +22,7 @@ func (e *engine) small(mb int) {
 	f.Truncate(int64(mb) << 20)
 	f.Close()
 	mkfs := testenv.NeedProgram(e.t, "mkfs.ext4")
-	if out, err := exec.Command(mkfs, "-q", "-F", "-m", "0", img).CombinedOutput(); err != nil {
+	if out, err := exec.Command(mkfs, append(mkfsOptions, "-q", "-F", "-m", "0", img)...).CombinedOutput(); err != nil {
 		e.t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
 	data := filepath.Join(e.dir, "data")
