@@ -39,7 +39,7 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 	if ref, ok := s.asName(nameOrID, e.id); ok {
 		if users := o.InUse(e.id); !o.Force && oneRepository(names) && len(tagsOf(names)) <= 1 && len(users) > 0 {
 			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "",
-				"conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", nameOrID, users[0], short(ocispec.Digest(e.id))),
+				"conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", nameOrID, strings.TrimSuffix(users[0], " (running)"), short(ocispec.Digest(e.id))),
 				"onggi rm "+strings.TrimSuffix(users[0], " (running)")+", or rmi -f")
 		}
 		drop := []reference.Ref{ref}
