@@ -265,6 +265,10 @@ func soakRuns(p *peer, n int) (failed int) {
 			}
 		}
 	})
+	// Some came to be after their removal.
+	if ids := strings.Fields(p.must("ps", "-aq", "--filter", "name=soak-")); len(ids) > 0 {
+		p.must(append([]string{"rm", "-f", "-v"}, ids...)...)
+	}
 	return int(bad.Load())
 }
 
