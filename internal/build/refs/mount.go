@@ -34,32 +34,44 @@ type Opener interface {
 
 func (v *view) IdentityMapping() *user.IdentityMapping { return nil }
 
-// key is the snapshot that holds the node's files now.
-func (n *node) key() (key string, mutable bool) {
+// withKey gives f the snapshot that holds the node's files, while it has that key:
+// another of a build's outputs may commit it at any moment.
+func (n *node) withKey(f func(key string, mutable bool) error) error {
+	n.keyed.RLock()
+	defer n.keyed.RUnlock()
 	n.s.mu.Lock()
-	defer n.s.mu.Unlock()
-	if !n.rec.Mutable && n.twin != nil {
-		return n.twin.rec.Snapshot, false
+	key, mutable := n.rec.Snapshot, n.rec.Mutable
+	if !mutable && n.twin != nil {
+		key = n.twin.rec.Snapshot
 	}
-	return n.rec.Snapshot, n.rec.Mutable
+	n.s.mu.Unlock()
+	return f(key, mutable)
 }
 
-func (v *view) Open(ctx context.Context) (*os.File, error) {
-	key, mutable := v.n.key()
-	if mutable && !v.readOnly {
-		v.n.s.mu.Lock()
-		v.n.ran = true
-		v.n.s.mu.Unlock()
-	}
-	return v.n.s.o.Snapshots.Open(ctx, key, v.readOnly || !mutable)
+func (v *view) Open(ctx context.Context) (fd *os.File, err error) {
+	n := v.n
+	err = n.withKey(func(key string, mutable bool) error {
+		if mutable && !v.readOnly {
+			n.s.mu.Lock()
+			n.ran = true
+			n.s.mu.Unlock()
+		}
+		fd, err = n.s.o.Snapshots.Open(ctx, key, v.readOnly || !mutable)
+		return err
+	})
+	return fd, err
 }
 
 // Path mounts the node once for all of BuildKit's own steps: two mounts over
 // one writable directory would not see each other's changes.
 func (v *view) Path(ctx context.Context) (string, error) {
 	n := v.n
-	key, mutable := n.key()
-	own, lowers, err := n.s.o.Snapshots.Dirs(key)
+	var own string
+	var lowers []string
+	err := n.withKey(func(key string, _ bool) (err error) {
+		own, lowers, err = n.s.o.Snapshots.Dirs(key)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
@@ -74,7 +86,11 @@ func (v *view) Path(ctx context.Context) (string, error) {
 	if p != "" {
 		return p, nil
 	}
-	fd, err := n.s.o.Snapshots.Open(ctx, key, !mutable)
+	var fd *os.File
+	err = n.withKey(func(key string, mutable bool) (err error) {
+		fd, err = n.s.o.Snapshots.Open(ctx, key, !mutable)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}

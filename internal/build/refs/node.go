@@ -54,7 +54,8 @@ type node struct {
 	s      *Store
 	parent *node // immutable after construction
 
-	work sync.Mutex // serialises finalize, unpack and digest; taken before s.mu
+	work  sync.Mutex   // serialises finalize, unpack and digest; taken before s.mu
+	keyed sync.RWMutex // held while the snapshot gets another key; taken after work, before s.mu
 
 	// guarded by s.mu:
 	rec      record
@@ -221,6 +222,8 @@ func (n *node) finalize(ctx context.Context) error {
 			return fmt.Errorf("committing a build step: %w", err)
 		}
 	}
+	n.keyed.Lock()
+	defer n.keyed.Unlock()
 	// The commit must not be torn by a cancelled build.
 	if err := s.o.Snapshots.Commit(context.WithoutCancel(ctx), name, key); err != nil {
 		return fmt.Errorf("committing a build step: %w", err)

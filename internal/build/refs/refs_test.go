@@ -311,3 +311,42 @@ func equal(a, b []string) bool {
 	}
 	return true
 }
+
+// midway is a store in which something goes on while a snapshot has its new key,
+// and the commit is not over yet.
+type midway struct {
+	*refstest.Snapshots
+	then func()
+}
+
+func (m *midway) Commit(ctx context.Context, name, key string) error {
+	err := m.Snapshots.Commit(ctx, name, key)
+	m.then()
+	return err
+}
+
+// One of a build's outputs commits a step while another reads it.
+func TestReadWhileCommitted(t *testing.T) {
+	w := newWorld(t)
+	done := make(chan error, 1)
+	var read func() error
+	snaps := &midway{w.snaps, func() {
+		go func() { done <- read() }()
+		select {
+		case err := <-done: // it did not wait
+			done <- err
+		case <-time.After(50 * time.Millisecond): // it waits for us
+		}
+	}}
+	s, err := refs.Open(ctx, refs.Options{Root: t.TempDir(), Records: &refstest.Records{}, Snapshots: snaps, Layers: refstest.Layers{}, Mounter: w.snaps,
+		Free: func() (int64, error) { return 1 << 40, nil }})
+	must(t, err)
+	defer s.Close()
+	w.s = s
+	ref := w.step(nil, "file", "content")
+	m, err := ref.Mount(ctx, true, nil)
+	must(t, err)
+	read = func() error { _, err := m.(refs.Opener).Path(ctx); return err }
+	must(t, ref.Finalize(ctx))
+	must(t, <-done)
+}
