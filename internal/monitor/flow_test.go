@@ -106,6 +106,28 @@ func TestLineWithoutEnd(t *testing.T) {
 	}
 }
 
+// A writer that fills a pipe with the head of a line in it sleeps without telling.
+func TestMuchAfterTheHeadOfALine(t *testing.T) {
+	f := newFixture(t)
+	ours, theirs := pair(t)
+	const size = 300 << 10
+	f.start(StartRequest{
+		Key: web, Attach: []AttachSpec{{Conn: theirs, Stdout: true, Stdin: true}}, OpenStdin: true,
+		Program: shell(fmt.Sprintf("printf head; read x; dd if=/dev/zero bs=%d count=1 2>/dev/null", size)),
+	})
+	theirs.Close()
+	buf := make([]byte, 4)
+	if _, err := io.ReadFull(ours, buf); err != nil || string(buf) != "head" {
+		t.Fatalf("%q, %v", buf, err)
+	}
+	io.WriteString(ours, "go on\n")
+	ours.SetReadDeadline(time.Now().Add(time.Minute))
+	if n, err := io.Copy(io.Discard, ours); err != nil || n != size {
+		t.Errorf("%d bytes of %d: %v", n, size, err)
+	}
+	f.exit(web)
+}
+
 func TestInputEndsWithItsClientOnlyIfOnce(t *testing.T) {
 	for _, once := range []bool{false, true} {
 		t.Run(fmt.Sprint("once=", once), func(t *testing.T) {

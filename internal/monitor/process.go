@@ -74,6 +74,8 @@ type stream struct {
 	hup   bool // no writer is left
 	force bool // take lines that are not whole, too
 	eof   bool
+
+	again time.Duration // until the next look at the head of a line; 0: nobody looks
 }
 
 // begin watches the output. Clients that shall get all of it are attached before.
@@ -187,14 +189,46 @@ func copyNow(from, to int, buf []byte) (int, error) {
 // read takes what is in the pipe, until it is empty or a client cannot follow.
 func (st *stream) read() { st.drain(st.hup) }
 
-// drain is read; final: the last line is whole as it is. When nothing more is
-// known to be there, a later write raises an edge.
+// drain is read; final: the last line is whole as it is. When the pipe is empty
+// after that, a later write raises an edge.
 func (st *stream) drain(final bool) {
 	for !st.eof && st.p.blocked == 0 && !st.p.gone {
 		if !st.take(final) {
+			st.lookAgain(firstLook)
 			return
 		}
 	}
+}
+
+// How long the head of a line waits in the pipe until it is looked at again.
+const (
+	firstLook = 2 * time.Millisecond
+	lastLook  = 256 * time.Millisecond
+)
+
+// lookAgain looks after a line whose end is not there yet. The kernel raises no
+// edge when a writer fills a pipe that was not empty and sleeps: it does so at
+// the end of a write only.
+func (st *stream) lookAgain(after time.Duration) {
+	p := st.p
+	if st.seen == 0 || st.again != 0 || st.eof || p.gone || p.finished || p.rec.terminal {
+		return
+	}
+	st.again = after
+	time.AfterFunc(after, func() {
+		p.loop.post(func() {
+			st.again = 0
+			if st.eof || p.gone || p.finished || p.blocked > 0 {
+				return
+			}
+			if queued, err := linux.Queued(st.fd); err == nil && queued <= st.seen {
+				st.lookAgain(min(2*after, lastLook))
+				return
+			}
+			st.read()
+			p.settle()
+		})
+	})
 }
 
 // take handles one look at the pipe, and reports whether another may find more.
