@@ -424,13 +424,13 @@ func (c *Client) ask(ctx context.Context, op byte, body func(*enc), fds ...int) 
 	}
 }
 
-// leave waits until l is not the link in use any more.
+// leave waits until l is not the link in use any more; after Close, none will be.
 func (c *Client) leave(ctx context.Context, l *link) error {
 	for {
 		c.mu.Lock()
-		now, changed := c.link, c.changed
+		now, changed, closed := c.link, c.changed, c.closed
 		c.mu.Unlock()
-		if now != l {
+		if now != l || closed {
 			return nil
 		}
 		select {

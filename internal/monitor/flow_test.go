@@ -418,3 +418,23 @@ func TestLargeRequest(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// Who waits for the next monitor when the client is closed waits no more.
+func TestCloseEndsWaiting(t *testing.T) {
+	f := newFixture(t)
+	c := f.c
+	l, err := c.current(f.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- c.leave(f.ctx, l) }()
+	c.Close()
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	if err := c.Ack(f.ctx, web); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("asked after the end: %v", err)
+	}
+	f.connect()
+}
