@@ -193,7 +193,8 @@ func settings(c *config) []setting {
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
 		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder", to: &c.features},
-		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder}, {key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
+		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder},
+		{key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}
 }
 
@@ -639,6 +640,10 @@ func usage(w io.Writer) {
 	c := &config{logOpts: map[string]string{}, ulimits: map[string]*containertypes.Ulimit{}}
 	for _, s := range settings(c) {
 		if s.usage == "" {
+			continue
+		}
+		if s.flag == "" {
+			defer fmt.Fprintf(w, "\nOnly in the configuration file: %s: %s\n", s.key, s.usage)
 			continue
 		}
 		short := "    "

@@ -71,7 +71,7 @@ func TestClassicTar(t *testing.T) {
 		t.Fatal(err, ms)
 	}
 	text := streams(ms)
-	for _, want := range []string{"Step 1/2 : RUN echo v\n", "ran [/bin/sh -c echo $A]", "Step 2/2 : COPY f /f\n", "Successfully built ", "Successfully tagged classic:latest\n"} {
+	for _, want := range []string{"Step 1/2 : RUN echo v\n ---> Running in ", "ran [/bin/sh -c echo $A]", "\n ---> Removed intermediate container ", "Step 2/2 : COPY f /f\n ---> ", "Successfully built ", "Successfully tagged classic:latest\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
@@ -114,11 +114,12 @@ func TestClassicQuiet(t *testing.T) {
 func TestStepLine(t *testing.T) {
 	for name, want := range map[string]string{
 		"[1/2] FROM docker.io/library/x": "Step 1/2 : FROM docker.io/library/x\n",
-		"[a 2/3] RUN [ x ]":              "Step a 2/3 : RUN [ x ]\n",
-		"[internal] load build context":  "",
-		"exporting to image":             "",
-		"importing cache manifest":       "importing cache manifest\n",
-		"[auth] x":                       "[auth] x\n",
+		"[1/2] FROM docker.io/library/x:1@sha256:77af4d6b9913e693e8d0b4b294fa62ade6054e6b2f1ffb617ac955dd63fb0182": "Step 1/2 : FROM x:1\n",
+		"[a 2/3] RUN [ x ]":             "Step a 2/3 : RUN [ x ]\n",
+		"[internal] load build context": "",
+		"exporting to image":            "",
+		"importing cache manifest":      "importing cache manifest\n",
+		"[auth] x":                      "[auth] x\n",
 	} {
 		if got, from := stepLine(name); got != want || from != strings.Contains(name, "FROM") {
 			t.Errorf("%q becomes %q, %v", name, got, from)

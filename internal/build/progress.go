@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/errdefs"
-	digest "github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -136,26 +136,50 @@ func (w *classicWriter) status(r *controlapi.StatusResponse) {
 	if w.shown == nil {
 		w.shown = map[string]bool{}
 	}
+	logs := r.Logs
 	for _, v := range r.Vertexes {
 		line, from := stepLine(v.Name)
 		if line == "" {
 			continue
 		}
+		id := short(v.Digest)
+		run := strings.Contains(line, " : RUN ")
 		if v.Started != nil && !w.shown[v.Digest] {
 			w.shown[v.Digest] = true
 			w.say(line)
+			if run && !v.Cached {
+				w.say(" ---> Running in " + id + "\n")
+			}
 		}
-		if v.Completed != nil && v.Cached && !from && !w.shown[v.Digest+"/cached"] {
-			w.shown[v.Digest+"/cached"] = true
+		if v.Completed == nil || v.Error != "" || !strings.HasPrefix(line, "Step ") || w.shown[v.Digest+"/done"] {
+			continue
+		}
+		w.shown[v.Digest+"/done"] = true
+		logs = w.logs(logs, v.Digest)
+		switch {
+		case v.Cached && !from:
 			w.say(" ---> Using cache\n")
+		case run && !v.Cached:
+			w.say(" ---> Removed intermediate container " + id + "\n")
 		}
+		w.say(" ---> " + id + "\n")
 	}
-	for _, l := range r.Logs {
-		w.say(string(l.Msg))
-	}
+	w.logs(logs, "")
 	for _, m := range r.Warnings {
 		w.say("warning: " + string(m.Short) + "\n")
 	}
+}
+
+// logs says what a vertex wrote, or all if none is named, and returns the rest.
+func (w *classicWriter) logs(logs []*controlapi.VertexLog, vertex string) (rest []*controlapi.VertexLog) {
+	for _, l := range logs {
+		if vertex != "" && l.Vertex != vertex {
+			rest = append(rest, l)
+			continue
+		}
+		w.say(string(l.Msg))
+	}
+	return rest
 }
 
 // stepLine turns "[a 2/3] RUN x" into "Step a 2/3 : RUN x", and the solver's own
@@ -171,9 +195,29 @@ func stepLine(name string) (line string, from bool) {
 	case head == "internal":
 		return "", false
 	case strings.Contains(head, "/"):
-		return "Step " + head + " : " + rest + "\n", strings.HasPrefix(rest, "FROM ")
+		rest, from = fromLine(rest)
+		return "Step " + head + " : " + rest + "\n", from
 	}
 	return name + "\n", false
+}
+
+// fromLine names the image of a FROM as people write it, without the digest that
+// its tag stands for at the moment.
+func fromLine(step string) (string, bool) {
+	image, from := strings.CutPrefix(step, "FROM ")
+	if !from {
+		return step, false
+	}
+	if name, _, ok := strings.Cut(image, "@"); ok && strings.Contains(path.Base(name), ":") {
+		image = shownName(name)
+	}
+	return "FROM " + image, true
+}
+
+// short is the beginning of a digest, as lists show it.
+func short(d string) string {
+	_, hex, _ := strings.Cut(d, ":")
+	return hex[:min(12, len(hex))]
 }
 
 func (w *classicWriter) failed(err error) {
@@ -201,11 +245,7 @@ func (w *classicWriter) built(id string, tags []string) error {
 	if err := w.emit(Message{Aux: builtImage{id}}); err != nil {
 		return err
 	}
-	short := digest.Digest(id).Encoded()
-	if len(short) > 12 {
-		short = short[:12]
-	}
-	if err := w.emit(Message{Stream: "Successfully built " + short + "\n"}); err != nil {
+	if err := w.emit(Message{Stream: "Successfully built " + short(id) + "\n"}); err != nil {
 		return err
 	}
 	for _, t := range tags {

@@ -309,6 +309,13 @@ func TestPullSharesLayersAndSurvivesARestart(t *testing.T) {
 	if img2.Snapshot != img.Chain[0] || !contains(steps, "Already exists") {
 		t.Errorf("the layer was not shared: %v", steps)
 	}
+	one.upload(t, host+"/team/one:again")
+	if _, steps, err = e.pull(host + "/team/one:again"); err != nil || contains(steps, "Already exists") {
+		t.Errorf("another tag of an image that is here: %v %v", steps, err)
+	}
+	if _, err := e.Remove(t.Context(), host+"/team/one:again", RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	_, steps, err = e.pull(host + "/team/one:v1")
 	if err != nil || !contains(steps, "Status: Image is up to date for "+host+"/team/one:v1") {
 		t.Errorf("%v %v", steps, err)

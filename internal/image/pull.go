@@ -214,7 +214,11 @@ func (s *Service) pullOne(ctx context.Context, repo *registry.Repository, ref re
 		chains := chainNames(res.config.RootFS.DiffIDs)
 		s.pin(chains)
 		defer s.unpin(ctx, chains)
-		if err := s.pullLayers(ctx, repo, ref, res, chains, report); err != nil {
+		perLayer := report
+		if s.hasAll(res.id.String(), nil) { // another name of an image that is here: nothing to tell
+			perLayer = func(Progress) {}
+		}
+		if err := s.pullLayers(ctx, repo, ref, res, chains, perLayer); err != nil {
 			return Image{}, errdefs.New(errdefs.KindOf(err), "pull", ref.Familiar(), err)
 		}
 		if err := s.finish(ctx, addition{

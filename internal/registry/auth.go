@@ -406,7 +406,14 @@ func statusText(resp *http.Response, body []byte) string {
 		}
 	}
 	if len(parts) == 0 {
-		parts = append(parts, "the registry answered "+resp.Status)
+		switch resp.StatusCode { // a HEAD has no body; these are what it would say
+		case http.StatusUnauthorized:
+			parts = append(parts, "unauthorized: authentication required")
+		case http.StatusForbidden:
+			parts = append(parts, "denied: requested access to the resource is denied")
+		default:
+			parts = append(parts, "the registry answered "+resp.Status)
+		}
 	}
 	s := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
