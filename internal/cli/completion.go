@@ -69,6 +69,9 @@ func setupComplete(e *env, f *pflag.FlagSet) func(context.Context, []string) err
 
 func (e *env) candidates(ctx context.Context, before []string, last string) []string {
 	table := commands()
+	if len(before) > 0 && before[0] == "compose" {
+		return e.pluginWords(ctx, "compose", e.sibling("onggi-compose"), before[1:], last)
+	}
 	for n := min(2, len(before)); n > 0; n-- {
 		name := strings.Join(before[:n], " ")
 		for i := range table {
@@ -77,6 +80,11 @@ func (e *env) candidates(ctx context.Context, before []string, last string) []st
 					return e.words(ctx, &table[i], last)
 				}
 			}
+		}
+	}
+	if len(before) > 0 {
+		if p := e.pluginPath(before[0]); p != "" {
+			return e.pluginWords(ctx, before[0], p, before[1:], last)
 		}
 	}
 	set := map[string]bool{}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -53,6 +54,16 @@ func (e *env) runPlugin(ctx context.Context, name, path string, args []string) e
 			return err
 		}
 	}
+	// It takes our place, and with it the terminal and the signals.
+	found, err := exec.LookPath(path)
+	if err == nil {
+		err = syscall.Exec(found, append([]string{path, name}, args...), e.pluginEnv())
+	}
+	return &hinted{fmt.Errorf("start %s: %w", name, err), "install " + filepath.Base(path) + " beside onggi"}
+}
+
+// pluginEnv tells a plugin where the engine is.
+func (e *env) pluginEnv() []string {
 	host := e.host
 	if host == "" {
 		host = "unix://" + api.DefaultSocket
@@ -65,12 +76,23 @@ func (e *env) runPlugin(ctx context.Context, name, path string, args []string) e
 			env = append(env, "DOCKER_TLS_VERIFY=1")
 		}
 	}
-	// It takes our place, and with it the terminal and the signals.
-	found, err := exec.LookPath(path)
-	if err == nil {
-		err = syscall.Exec(found, append([]string{path, name}, args...), env)
+	return env
+}
+
+// pluginWords asks a plugin what its last word may become.
+func (e *env) pluginWords(ctx context.Context, name, path string, before []string, last string) []string {
+	cmd := exec.CommandContext(ctx, path, slices.Concat([]string{"__complete", name}, before, []string{last})...)
+	cmd.Env = e.pluginEnv()
+	text, _ := cmd.Output()
+	var out []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, ":") { // what the shell may add: the end
+			break
+		}
+		word, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		out = append(out, word)
 	}
-	return &hinted{fmt.Errorf("start %s: %w", name, err), "install " + filepath.Base(path) + " beside onggi"}
+	return out
 }
 
 // needsEngine is false for what works without one: help and versions.
