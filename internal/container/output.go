@@ -41,17 +41,19 @@ func (s *Service) Logs(ctx context.Context, ref string, o LogOptions, w io.Write
 	if err != nil {
 		return err
 	}
-	rec, _ := c.view()
+	rec, now := c.view()
 	ended := make(chan struct{})
 	if o.Follow {
-		// Follow to the end of the current run; a container that does not run is
-		// followed until it is started and ends, or the client leaves.
+		// Follow to the end of the current run; a container that was never started is
+		// followed until it is started and ends, or the client leaves. What a restart
+		// writes is for whoever asks again: Compose does, and would show it twice.
 		fctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		go func() {
 			defer close(ended)
 			c.until(fctx, func() bool {
-				return c.st.State == Exited || c.st.State == Gone || c.st.State == Dead || c.st.State == Removing
+				restarted := !now.StartedAt.IsZero() && !c.st.StartedAt.Equal(now.StartedAt)
+				return restarted || slices.Contains([]State{Exited, Restarting, Gone, Dead, Removing}, c.st.State)
 			})
 		}()
 	}

@@ -424,11 +424,11 @@ func (u *unpacker) rootAttributes(h *tar.Header) error {
 func (u *unpacker) clear(parent linux.FD, full, last string, st *linux.Stat, toDir bool) error {
 	isDir := st.Mode&linux.TypeMask == linux.TypeDir
 	if u.keep && isDir != toDir {
-		what := "a directory with a file"
+		format := "cannot overwrite directory %s with a file"
 		if toDir {
-			what = "a file with a directory"
+			format = "cannot overwrite non-directory %s with a directory" // the words Compose looks for
 		}
-		return errdefs.Newf(errdefs.Invalid, "unpack", "entry "+quote(full), "cannot overwrite %s", what)
+		return errdefs.Newf(errdefs.Invalid, "unpack", "", format, quote("/"+full))
 	}
 	if !isDir {
 		err := parent.Unlink(last)

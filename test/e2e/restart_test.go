@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bufio"
+	"io"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -84,6 +87,31 @@ func TestRestartPolicies(t *testing.T) {
 	// A stop ends a loop, also in the pause between two runs.
 	e.do("stop", "looping")
 	equal(t, e.do("inspect", "-f", "{{.State.Status}}", "looping"), "exited")
+}
+
+// Compose asks again for the log of each run.
+func TestFollowedLogEndsWithTheRun(t *testing.T) {
+	e := newEngine(t)
+	e.busybox()
+	e.do("run", "-d", "--name", "loop", "--restart", "always", "busybox", "sh", "-c", "echo ready; until rm /go; do sleep 0.01; done 2>/dev/null; echo once")
+	cmd := exec.Command(e.cli, "-H", "unix://"+e.sock, "logs", "-f", "loop")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("logs -f printed %q, %v", line, err)
+	}
+	e.do("exec", "loop", "touch", "/go")
+	e.until("running 1", "inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "loop")
+	rest, err := io.ReadAll(r)
+	if string(rest) != "once\n" || err != nil || cmd.Wait() != nil {
+		t.Errorf("logs -f printed %q, %v", rest, err)
+	}
 }
 
 func TestHealth(t *testing.T) {
