@@ -594,7 +594,11 @@ func startError(err error, spec *specs.Spec) error {
 			code, kind = 126, errdefs.Invalid
 			text = `exec: "` + name + `": ` + step.Errno.Error()
 		}
-		err := errdefs.WithHint(errdefs.Newf(kind, "", "", "failed to create task for container: unable to start container process: %s", text), "see what the image holds: its command is "+strconv.Quote(strings.Join(spec.Process.Args, " ")))
+		hint := "see what the image holds: its command is " + strconv.Quote(strings.Join(spec.Process.Args, " "))
+		if step.Errno == syscall.EPERM {
+			hint = "its file has capabilities (setcap) that the container does not get; ping wants --cap-add NET_RAW"
+		}
+		err := errdefs.WithHint(errdefs.Newf(kind, "", "", "failed to create task for container: unable to start container process: %s", text), hint)
 		return &StartError{Code: code, Err: err}
 	}
 	err = errdefs.Newf(kind, "", "", "set up container: %w", err)

@@ -154,9 +154,17 @@ func pullError(ref reference.Ref, err error) error {
 	case errdefs.NotFound:
 		return errdefs.WithHint(errdefs.New(errdefs.NotFound, "", "", fmt.Errorf("manifest for %s not found: %w", ref.Familiar(), err)), "see whether the name and tag are right")
 	case errdefs.Unauthorized, errdefs.Forbidden:
-		return errdefs.WithHint(errdefs.New(errdefs.NotFound, "", "", fmt.Errorf("pull access denied for %s, repository does not exist or may require 'onggi login': %w", ref.FamiliarName(), err)), firstOf(errdefs.HintOf(err), "onggi login "+ref.Domain))
+		return errdefs.WithHint(errdefs.New(errdefs.NotFound, "", "", fmt.Errorf("pull access denied for %s, repository does not exist or may require 'onggi login': %w", ref.FamiliarName(), err)), "see whether the name is right; if the repository is private, onggi login"+registryOf(ref))
 	}
 	return err
+}
+
+// registryOf is what login has to be told, nothing for Docker Hub.
+func registryOf(ref reference.Ref) string {
+	if ref.Domain == reference.DefaultDomain {
+		return ""
+	}
+	return " " + ref.Domain
 }
 
 // Pull fetches an image from its registry.

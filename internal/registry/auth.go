@@ -399,7 +399,11 @@ func statusText(resp *http.Response, body []byte) string {
 	var parts []string
 	if json.Unmarshal(body, &doc) == nil {
 		for _, e := range doc.Errors {
-			parts = append(parts, strings.Trim(strings.ToLower(strings.ReplaceAll(e.Code, "_", " "))+": "+e.Message, ": "))
+			code := strings.ToLower(strings.ReplaceAll(e.Code, "_", " "))
+			if code == strings.ToLower(e.Message) {
+				code = ""
+			}
+			parts = append(parts, strings.Trim(code+": "+e.Message, ": "))
 		}
 		if len(parts) == 0 && doc.Details != "" {
 			parts = append(parts, doc.Details)

@@ -185,7 +185,7 @@ func (r *Repository) manifestFrom(ctx context.Context, e *endpoint, tagOrDigest 
 			return fail(err)
 		}
 		if resp.StatusCode != http.StatusOK {
-			return fail(r.statusErr("fetch", tagOrDigest, resp))
+			return ocispec.Descriptor{}, nil, r.statusErr("fetch", tagOrDigest, resp)
 		}
 		b, err = readBounded(resp.Body, ocispec.MaxManifest)
 		resp.Body.Close()
