@@ -38,22 +38,27 @@ func run(args []string) error {
 	}
 	text := strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(args[0])
 	text = labelCall.ReplaceAllString(text, "label $1 .")
-	t, err := template.New("").Funcs(functions()).Option("missingkey=error").Parse(text)
-	if err != nil {
-		return err
-	}
 	dec := json.NewDecoder(os.Stdin)
 	dec.UseNumber()
 	var items []any
 	if err := dec.Decode(&items); err != nil {
 		return err
 	}
-	var out bytes.Buffer
-	for _, item := range items {
-		if err := t.Execute(&out, item); err != nil {
-			return err
+	out, err := execute(text, items)
+	for range 10 { // names that differ in case, one at a time
+		m := missing.FindStringSubmatch(fmt.Sprint(err))
+		if m == nil {
+			break
 		}
-		out.WriteByte('\n')
+		other := spelled(items, m[1])
+		if other == "" {
+			return fmt.Errorf("%w\ntry:   --format json, which shows all fields", err)
+		}
+		text = regexp.MustCompile(`\.`+m[1]+`\b`).ReplaceAllString(text, "."+other)
+		out, err = execute(text, items)
+	}
+	if err != nil {
+		return err
 	}
 	if !table {
 		_, err = os.Stdout.Write(out.Bytes())
@@ -62,6 +67,47 @@ func run(args []string) error {
 	w := tabwriter.NewWriter(os.Stdout, 10, 1, 3, ' ', 0)
 	w.Write(out.Bytes())
 	return w.Flush()
+}
+
+// missing is in the error about a field that is not there.
+var missing = regexp.MustCompile(`map has no entry for key "(\w+)"`)
+
+func execute(text string, items []any) (*bytes.Buffer, error) {
+	t, err := template.New("").Funcs(functions()).Option("missingkey=error").Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	for _, item := range items {
+		if err := t.Execute(&out, item); err != nil {
+			return nil, err
+		}
+		out.WriteByte('\n')
+	}
+	return &out, nil
+}
+
+// spelled finds how a field is spelled whose name is given in another case: ID
+// for Id, as Docker's client knows it too.
+func spelled(v any, name string) string {
+	switch v := v.(type) {
+	case []any:
+		for _, x := range v {
+			if s := spelled(x, name); s != "" {
+				return s
+			}
+		}
+	case map[string]any:
+		for k, x := range v {
+			if strings.EqualFold(k, name) && k != name {
+				return k
+			}
+			if s := spelled(x, name); s != "" {
+				return s
+			}
+		}
+	}
+	return ""
 }
 
 // functions are those of Docker's templates.

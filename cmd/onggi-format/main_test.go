@@ -20,6 +20,9 @@ func TestFunctions(t *testing.T) {
 			t.Errorf("%s gives %q, %v; want %q", text, out.String(), err, want)
 		}
 	}
+	if got := spelled([]any{map[string]any{"Host": map[string]any{"CpuShares": 1}}}, "CPUShares"); got != "CpuShares" {
+		t.Errorf("CPUShares is spelled %q", got)
+	}
 	if err := template.Must(template.New("").Funcs(functions()).Parse(`{{len 3}}`)).Execute(new(strings.Builder), nil); err == nil {
 		t.Error("a number has a length")
 	}

@@ -84,7 +84,7 @@ func New(o Options) (*Client, error) {
 	c := &Client{o: o, host: "onggi"}
 	scheme, addr, ok := strings.Cut(o.Host, "://")
 	if !ok || addr == "" {
-		return nil, fmt.Errorf("host %q: want unix:///path or tcp://host:port", o.Host)
+		return nil, fmt.Errorf("host %q: want unix:///path, tcp://host:port or ssh://user@host", o.Host)
 	}
 	var network string
 	switch scheme {

@@ -169,6 +169,9 @@ func (e *env) find(words []string) (*command, []string, error) {
 		return nil, nil, &usageError{text: fmt.Sprintf("onggi %s has no command %q", words[0], words[1]),
 			hint: nearest(words[0]+" "+words[1], table, "onggi "+words[0]+" --help")}
 	}
+	if why, ok := absent[words[0]]; ok {
+		return nil, nil, &usageError{text: fmt.Sprintf("onggi has no %q: %s", words[0], why), hint: "onggi --help"}
+	}
 	return nil, nil, &usageError{text: fmt.Sprintf("%q is not a command of onggi", words[0]), hint: nearest(words[0], table, "onggi --help")}
 }
 
@@ -369,6 +372,17 @@ func plural(n int) string {
 }
 
 // nearest suggests the command that a mistyped one may have meant.
+// absent are Docker's commands that are not here, and why.
+var absent = map[string]string{
+	"swarm": noSwarm, "service": noSwarm, "stack": noSwarm, "node": noSwarm, "secret": noSwarm, "config": noSwarm,
+	"plugin":     "the engine has no plugins",
+	"checkpoint": "containers cannot be checkpointed",
+	"trust":      "Docker's content trust is not supported",
+	"manifest":   "a manifest list is made by onggi build --platform, and by docker manifest",
+}
+
+const noSwarm = "there is no swarm mode (secrets and configs of onggi compose work)"
+
 func nearest(word string, table []command, otherwise string) string {
 	best, dist := "", 3
 	for _, c := range table {

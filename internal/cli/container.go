@@ -302,6 +302,9 @@ func setupLogs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	tail := f.StringP("tail", "n", "all", "number of lines from the end")
 	times := f.BoolP("timestamps", "t", false, "times too")
 	return func(ctx context.Context, args []string) error {
+		if n, err := strconv.Atoi(*tail); *tail != "all" && (err != nil || n < 0) {
+			return flagError("tail", *tail, "want a number of lines, or all")
+		}
 		q := url.Values{"stdout": {"1"}, "stderr": {"1"}, "tail": {*tail}}
 		for k, v := range map[string]bool{"details": *details, "follow": *follow, "timestamps": *times} {
 			if v {
@@ -554,6 +557,9 @@ func setupUpdate(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 	f.Int64Var(&c.pidsLimit, "pids-limit", 0, "limit of processes, -1 = none")
 	restart := f.String("restart", "", "restart policy")
 	return func(ctx context.Context, args []string) error {
+		if f.NFlag() == 0 {
+			return &usageError{text: "nothing to change: you must provide one or more flags when using this command", hint: "onggi update --help"}
+		}
 		keep := h
 		if err := c.resources(&h); err != nil {
 			return err

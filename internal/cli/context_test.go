@@ -40,7 +40,7 @@ func TestContexts(t *testing.T) {
 		{[]string{"context", "show"}, 0, "default\n"},
 		{[]string{"context", "create", "far", "--description", "there", "--docker", "host=tcp://far:2376,ca=" + ca}, 0, "far\n"},
 		{[]string{"context", "create", "far", "--docker", "host=tcp://x:1"}, 1, `context "far" already exists`},
-		{[]string{"context", "create", "bad", "--docker", "host=nothing"}, 1, "want unix:///path or tcp://host:port"},
+		{[]string{"context", "create", "bad", "--docker", "host=nothing"}, 1, "want unix:///path, tcp://host:port"},
 		{[]string{"context", "create", "bad", "--docker", "hots=tcp://x:1"}, 125, `there is no key "hots"`},
 		{[]string{"context", "create", "bad/name", "--docker", "host=tcp://x:1"}, 1, "letters, digits"},
 		{[]string{"context", "create", "near", "--docker", "host=ssh://me@near:22/run/x.sock"}, 0, "near\n"},

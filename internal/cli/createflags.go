@@ -329,6 +329,9 @@ func flagError(flag, value string, format string, args ...any) error {
 
 // body makes the request's body from the flags.
 func (c *createFlags) body(image string, cmd []string) (*createBody, error) {
+	if c.pull != "always" && c.pull != "missing" && c.pull != "never" {
+		return nil, flagError("pull", c.pull, "want always, missing or never")
+	}
 	b := &createBody{
 		Hostname: c.hostname, Domainname: c.domainname, User: c.user, Tty: c.tty, OpenStdin: c.interactive,
 		Image: image, Cmd: cmd, WorkingDir: c.workdir, StopSignal: c.stopSignal,
@@ -532,12 +535,12 @@ func publish(b *createBody, p string) error {
 	}
 	lo, hi, err := portRange(container)
 	if err != nil {
-		return flagError("publish", p, "%q is not a port of the container", container)
+		return flagError("publish", p, "%q is not a port of the container; want [[address:]port:]port[/udp]", container)
 	}
 	hlo, hhi := 0, 0
 	if host != "" && host != "0" {
 		if hlo, hhi, err = portRange(host); err != nil {
-			return flagError("publish", p, "%q is not a port of the host", host)
+			return flagError("publish", p, "%q is not a port of the host; want [[address:]port:]port[/udp]", host)
 		}
 		if hhi-hlo != hi-lo && hi != lo {
 			return flagError("publish", p, "the ranges differ in length")
@@ -1052,6 +1055,11 @@ func (c *createFlags) host(h *hostConfig) error {
 		h.ExtraHosts = append(h.ExtraHosts, s)
 	}
 	h.CapAdd, h.CapDrop, h.GroupAdd = c.capAdd, c.capDrop, c.groupAdd
+	for _, a := range c.dns {
+		if net.ParseIP(a) == nil {
+			return flagError("dns", a, "is not an IP address")
+		}
+	}
 	h.Dns, h.DnsOptions, h.DnsSearch = c.dns, c.dnsOpt, c.dnsSearch
 	h.CgroupnsMode, h.IpcMode, h.PidMode, h.UTSMode, h.UsernsMode = c.cgroupns, c.ipc, c.pid, c.uts, c.userns
 	h.Privileged, h.ReadonlyRootfs, h.Runtime, h.Isolation = c.privileged, c.readOnly, c.runtime, c.isolation

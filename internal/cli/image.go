@@ -240,8 +240,6 @@ func setupPush(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		w := e.out
 		if *quiet {
 			w = io.Discard
-		} else {
-			fmt.Fprintf(e.out, "The push refers to repository [%s]\n", strings.TrimSuffix(canonical(name+":x"), ":x"))
 		}
 		if err := showProgress(resp.Body, w, nil); err != nil {
 			return err

@@ -435,11 +435,7 @@ func (e *env) showObjects(found []json.RawMessage, format string) error {
 	}
 	items := make([]any, 0, len(found))
 	for _, raw := range found {
-		var m map[string]any
-		if err := decode(raw, &m); err != nil {
-			return err
-		}
-		items = append(items, m)
+		items = append(items, raw)
 	}
 	return e.template(format, items)
 }

@@ -159,7 +159,7 @@ func (e *env) template(t string, items []any) error {
 		return e.format(nil, t, items)
 	}
 	for _, item := range items {
-		var b strings.Builder
+		var b bytes.Buffer
 		for _, p := range pieces {
 			if p.path == nil {
 				b.WriteString(p.text)
@@ -170,12 +170,18 @@ func (e *env) template(t string, items []any) error {
 				return e.format(nil, t, items)
 			}
 			if p.json {
-				data, err := json.Marshal(v)
-				if err != nil {
+				enc := json.NewEncoder(&b)
+				enc.SetEscapeHTML(false)
+				if err := enc.Encode(v); err != nil {
 					return err
 				}
-				b.Write(data)
+				b.Truncate(b.Len() - 1) // the encoder's newline
 				continue
+			}
+			if raw, isRaw := v.(json.RawMessage); isRaw {
+				if err := decode(raw, &v); err != nil {
+					return err
+				}
 			}
 			s, ok := plain(v)
 			if !ok {
@@ -247,26 +253,39 @@ func simpleTemplate(t string) ([]piece, bool) {
 	return out, true
 }
 
+// lookup follows a path of fields. What it finds in a raw message stays raw, so
+// that it is printed in the engine's order.
 func lookup(v any, path []string) (any, bool) {
 	for _, name := range path {
+		var ok bool
 		switch m := v.(type) {
 		case row:
-			s, ok := m[name]
-			if !ok {
-				return nil, false
-			}
-			v = s
+			v, ok = field(m, name)
 		case map[string]any:
-			x, ok := m[name]
-			if !ok {
-				return nil, false
+			v, ok = field(m, name)
+		case json.RawMessage:
+			var fields map[string]json.RawMessage
+			if json.Unmarshal(m, &fields) == nil {
+				v, ok = field(fields, name)
 			}
-			v = x
-		default:
+		}
+		if !ok {
 			return nil, false
 		}
 	}
 	return v, true
+}
+
+// field finds a field also by a name that differs in case: Docker's client knows
+// "Id" as ID, and "Dns" as DNS, too.
+func field[V any](m map[string]V, name string) (V, bool) {
+	v, ok := m[name]
+	for k := range m {
+		if !ok && strings.EqualFold(k, name) {
+			return m[k], true
+		}
+	}
+	return v, ok
 }
 
 // plain prints what Go's templates print alike.

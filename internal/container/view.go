@@ -437,7 +437,7 @@ func (s *Service) listTest(key string, values []string) (t listMatch, all bool, 
 	case "status":
 		for _, v := range values {
 			if err := container.ValidateContainerState(container.ContainerState(v)); err != nil {
-				return nil, false, invalid("invalid filter 'status=%s'", clip(v))
+				return nil, false, errdefs.WithHint(invalid("invalid filter 'status=%s'", clip(v)), "created, running, paused, restarting, removing, exited or dead")
 			}
 		}
 		return func(_ *Record, st Status, _ *container.HealthSummary) bool {
@@ -455,7 +455,7 @@ func (s *Service) listTest(key string, values []string) (t listMatch, all bool, 
 	case "health":
 		for _, v := range values {
 			if err := container.ValidateHealthStatus(container.HealthStatus(v)); err != nil {
-				return nil, false, invalid("invalid filter 'health=%s'", clip(v))
+				return nil, false, errdefs.WithHint(invalid("invalid filter 'health=%s'", clip(v)), "starting, healthy, unhealthy or none")
 			}
 		}
 		return func(_ *Record, _ Status, h *container.HealthSummary) bool {

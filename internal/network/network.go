@@ -397,7 +397,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (Network, error) 
 	case "host", "null":
 		return Network{}, errdefs.Newf(errdefs.Forbidden, "create", object(r.Name), "only one instance of %q network is allowed", r.Driver)
 	default:
-		return Network{}, errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "could not find plugin %s in v1 plugin registry: plugin not found (there is no network driver of that name)", r.Driver)
+		return Network{}, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "create", object(r.Name), "could not find plugin %s in v1 plugin registry: plugin not found (there is no network driver of that name)", r.Driver), "the drivers are bridge, macvlan and ipvlan")
 	}
 	n, err := s.create(ctx, r)
 	if err != nil {

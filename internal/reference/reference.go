@@ -58,7 +58,11 @@ func Parse(s string) (Ref, error) {
 	domain, rest := splitDomain(s)
 	name, _, _ := strings.Cut(rest, ":")
 	if strings.ToLower(name) != name {
-		return bad("repository name must be lowercase", strings.ToLower(s))
+		lower := strings.ToLower(s)
+		if _, err := Parse(lower); err != nil {
+			lower = ""
+		}
+		return bad("repository name must be lowercase", lower)
 	}
 	r := Ref{Domain: domain}
 	if i := strings.IndexByte(rest, '@'); i >= 0 {

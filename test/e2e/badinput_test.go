@@ -26,7 +26,17 @@ func TestBadInput(t *testing.T) {
 	e.refuse(1, []string{"nobody"}, "rm", "nobody")
 	e.refuse(1, []string{"nobody"}, "exec", "nobody", "true")
 
+	e.refuse(125, []string{"--pull", "always, missing or never"}, "run", "--pull", "maybe", "busybox")
+	e.refuse(125, []string{"--dns", "not an IP address"}, "run", "--dns", "x", "busybox")
+	e.refuse(125, []string{"--tail", "number of lines"}, "logs", "--tail", "x", "nobody")
+	e.refuse(125, []string{"one or more flags"}, "update", "nobody")
+	e.refuse(125, []string{"no swarm mode"}, "service", "ls")
+	e.refuse(1, []string{"try:", "exited"}, "ps", "--filter", "status=nonsense")
+
 	e.do("create", "--name", "taken", "busybox", "true")
+	// Names of fields as Docker's types have them, and the engine's order.
+	equal(t, e.do("inspect", "-f", "{{.ID}}", "taken"), e.do("inspect", "-f", "{{range .Args}}{{end}}{{.ID}}", "taken"))
+	equal(t, e.do("inspect", "-f", "{{json .HostConfig.RestartPolicy}}", "taken"), `{"Name":"no","MaximumRetryCount":0}`)
 	e.refuse(125, []string{"taken", "in use"}, "run", "--name", "taken", "busybox", "true")
 	e.do("rm", "taken")
 
