@@ -15,7 +15,8 @@ func CheckOverlay(dir string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	opts := []string{}
+	// Else its end would wait until all that the file system has to write is written.
+	opts := []string{"volatile"}
 	for _, d := range []struct{ name, key string }{{"lower", "lowerdir"}, {"upper", "upperdir"}, {"work", "workdir"}} {
 		p := filepath.Join(tmp, d.name)
 		if err := os.Mkdir(p, 0o700); err != nil {
