@@ -96,6 +96,9 @@ func setupPs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		if withSize {
 			q.Set("size", "1")
 		}
+		if *quiet || *format == "" || *format == "table" {
+			q.Set("onggi-brief", "1") // Docker's engine ignores it
+		}
 		var cs []api.ContainerSummary
 		if err := e.call(ctx, "GET", "/containers/json", q, nil, &cs); err != nil {
 			return err

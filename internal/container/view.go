@@ -130,7 +130,7 @@ func (s *Service) mountPoints(rec *Record) []container.MountPoint {
 }
 
 func networkSettings(rec *Record, st Status) *container.NetworkSettings {
-	out := &container.NetworkSettings{Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{}}
+	out := &container.NetworkSettings{Ports: portMap(rec, st), Networks: map[string]*network.EndpointSettings{}}
 	live := st.State.HasProcess()
 	for name, ep := range rec.Networks {
 		e := ep.Copy()
@@ -154,13 +154,22 @@ func networkSettings(rec *Record, st Status) *container.NetworkSettings {
 			fillEndpoint(ep, e)
 			out.Networks[e.NetworkName] = ep
 		}
-		for port := range rec.Config.ExposedPorts {
-			out.Ports[port] = nil
-		}
-		for _, p := range st.Sandbox.Ports {
-			if port, ok := network.PortFrom(p.Port, network.IPProtocol(p.Proto)); ok {
-				out.Ports[port] = append(out.Ports[port], network.PortBinding{HostIP: p.HostIP, HostPort: strconv.Itoa(int(p.HostPort))})
-			}
+	}
+	return out
+}
+
+// portMap is what a live container exposes and publishes.
+func portMap(rec *Record, st Status) network.PortMap {
+	out := network.PortMap{}
+	if !st.State.HasProcess() {
+		return out
+	}
+	for port := range rec.Config.ExposedPorts {
+		out[port] = nil
+	}
+	for _, p := range st.Sandbox.Ports {
+		if port, ok := network.PortFrom(p.Port, network.IPProtocol(p.Proto)); ok {
+			out[port] = append(out[port], network.PortBinding{HostIP: p.HostIP, HostPort: strconv.Itoa(int(p.HostPort))})
 		}
 	}
 	return out
@@ -215,6 +224,7 @@ func (s *Service) sizes(ctx context.Context, rec *Record) (rw, root int64) {
 type ListOptions struct {
 	All     bool
 	Size    bool
+	Brief   bool // without labels, mounts and networks
 	Limit   int
 	Filters map[string][]string
 }
@@ -259,7 +269,7 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 		if !match(e.rec, e.st, e.health) {
 			continue
 		}
-		sum := s.summary(e.rec, e.st, e.health)
+		sum := s.summary(e.rec, e.st, e.health, o.Brief)
 		sum.Names = append(sum.Names, linked[e.rec.ID]...)
 		if _, known := images[sum.Image]; !known {
 			img, _ := s.o.Images.Get(sum.Image)
@@ -287,15 +297,12 @@ func orEmpty[T any](s []T) []T {
 	return s
 }
 
-func (s *Service) summary(rec *Record, st Status, health *container.HealthSummary) container.Summary {
+func (s *Service) summary(rec *Record, st Status, health *container.HealthSummary, brief bool) container.Summary {
 	sum := container.Summary{
 		ID: rec.ID, Names: []string{"/" + rec.Name}, Image: rec.Config.Image, ImageID: rec.ImageID, Command: shownCommand(rec.Config),
-		Created: rec.Created.Unix(), Ports: []container.PortSummary{}, Labels: rec.Config.Labels, State: apiState(st), Status: statusText(st, health, time.Now()),
-		Health: health, Mounts: s.mountPoints(rec), NetworkSettings: &container.NetworkSettingsSummary{},
+		Created: rec.Created.Unix(), Ports: []container.PortSummary{}, State: apiState(st), Status: statusText(st, health, time.Now()), Health: health,
 	}
-	ns := networkSettings(rec, st)
-	sum.NetworkSettings.Networks = ns.Networks
-	for port, bindings := range ns.Ports {
+	for port, bindings := range portMap(rec, st) {
 		if len(bindings) == 0 {
 			sum.Ports = append(sum.Ports, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
 		}
@@ -307,6 +314,11 @@ func (s *Service) summary(rec *Record, st Status, health *container.HealthSummar
 	slices.SortFunc(sum.Ports, func(a, b container.PortSummary) int {
 		return cmpInts(int(a.PrivatePort)-int(b.PrivatePort), strings.Compare(a.Type, b.Type), int(a.PublicPort)-int(b.PublicPort), a.IP.Compare(b.IP))
 	})
+	if brief {
+		return sum
+	}
+	sum.Labels, sum.Mounts = rec.Config.Labels, s.mountPoints(rec)
+	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: networkSettings(rec, st).Networks}
 	sum.HostConfig.NetworkMode = string(rec.HostConfig.NetworkMode)
 	sum.HostConfig.Annotations = rec.HostConfig.Annotations
 	if m := rec.ImageManifest; m != nil {

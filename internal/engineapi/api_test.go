@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -240,6 +241,30 @@ func TestDecoding(t *testing.T) {
 	}
 	if f.created.Name != "web" || len(f.created.Config.Cmd) != 1 || f.created.Networks["mine"].MacAddress.String() != "02:42:ac:11:00:02" {
 		t.Errorf("%+v", f.created)
+	}
+}
+
+// A brief list has what a table shows, and nothing else.
+func TestBriefList(t *testing.T) {
+	s := serve(t, &fakeContainers{})
+	var full, brief []map[string]any
+	for q, out := range map[string]any{"": &full, "1": &brief} {
+		if err := s.client.Call(context.Background(), "GET", "/containers/json", map[string][]string{"onggi-brief": {q}}, nil, out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(full) == 0 || len(full) != len(brief) {
+		t.Fatalf("%v, %v", full, brief)
+	}
+	for _, k := range []string{"Id", "Names", "Image", "Command", "Created", "State", "Status"} {
+		if !reflect.DeepEqual(brief[0][k], full[0][k]) {
+			t.Errorf("%s: %v, %v", k, brief[0][k], full[0][k])
+		}
+	}
+	for _, k := range []string{"Labels", "NetworkSettings", "Mounts", "HostConfig"} {
+		if _, there := brief[0][k]; there {
+			t.Errorf("brief: %s", k)
+		}
 	}
 }
 

@@ -37,11 +37,38 @@ func (s *Server) containerList(c *call) error {
 			f = putFilter(f, k, v)
 		}
 	}
-	list, err := s.o.Containers.List(c.ctx(), container.ListOptions{All: c.boolean("all"), Size: c.boolean("size"), Limit: int(limit), Filters: f})
+	brief := c.boolean("onggi-brief") // our client asks for it where it shows no more
+	list, err := s.o.Containers.List(c.ctx(), container.ListOptions{All: c.boolean("all"), Size: c.boolean("size"), Brief: brief, Limit: int(limit), Filters: f})
 	if err != nil {
 		return err
 	}
+	if brief {
+		return c.json(http.StatusOK, briefSummaries(list))
+	}
 	return c.json(http.StatusOK, compatSummaries(list, c.version))
+}
+
+// briefSummary is what a table of containers shows. With a thousand of them the
+// whole answer has a megabyte, which takes client and engine longer than all else.
+type briefSummary struct {
+	ID         string `json:"Id"`
+	Names      []string
+	Image      string
+	Command    string
+	Created    int64
+	Ports      []containertypes.PortSummary `json:",omitempty"`
+	SizeRw     int64                        `json:",omitempty"`
+	SizeRootFs int64                        `json:",omitempty"`
+	State      containertypes.ContainerState
+	Status     string
+}
+
+func briefSummaries(list []containertypes.Summary) []briefSummary {
+	out := make([]briefSummary, len(list))
+	for i, c := range list {
+		out[i] = briefSummary{c.ID, c.Names, c.Image, c.Command, c.Created, c.Ports, c.SizeRw, c.SizeRootFs, c.State, c.Status}
+	}
+	return out
 }
 
 func putFilter(f map[string][]string, k, v string) map[string][]string {
