@@ -172,6 +172,9 @@ func setupDialStdio(e *env, f *pflag.FlagSet) func(context.Context, []string) er
 // default address is ours to serve.
 func (e *env) retry(ctx context.Context, f func() error) error {
 	err := f()
+	if _, broken := errors.AsType[*net.OpError](err); broken && strings.HasPrefix(e.host, "ssh://") {
+		return &hinted{fmt.Errorf("no engine answers at %s: %w", e.host, cause(err)), "ssh " + strings.TrimPrefix(e.host, "ssh://") + " onggi version"}
+	}
 	if !api.IsUnreachable(err) {
 		return err
 	}
@@ -187,10 +190,21 @@ func (e *env) retry(ctx context.Context, f func() error) error {
 	case os.Geteuid() != 0:
 		return &hinted{fmt.Errorf("no engine is running (%s)", host), "sudo onggid, or sudo onggi …, which starts it"}
 	}
-	if err := e.startEngine(ctx); err != nil {
+	ended, err := e.startEngine(ctx)
+	if err != nil {
 		return err
 	}
-	return f()
+	err = f()
+	if _, broken := errors.AsType[*net.OpError](err); !broken {
+		return err
+	}
+	// It listens early, and may have ended since.
+	select {
+	case why := <-ended:
+		return why
+	case <-time.After(time.Second):
+		return err
+	}
 }
 
 func cause(err error) error {
@@ -201,43 +215,69 @@ func cause(err error) error {
 }
 
 // startEngine starts onggid in a session of its own and waits for its socket.
-func (e *env) startEngine(ctx context.Context) error {
+// What it returns tells why the engine ended, should it do that.
+func (e *env) startEngine(ctx context.Context) (<-chan error, error) {
 	path := e.sibling("onggid")
 	if err := os.MkdirAll(filepath.Dir(api.DefaultSocket), 0o711); err != nil {
-		return fmt.Errorf("start the engine: %w", err)
+		return nil, fmt.Errorf("start the engine: %w", err)
 	}
 	logPath := "/var/log/onggid.log"
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("start the engine: %w", err)
+		return nil, fmt.Errorf("start the engine: %w", err)
 	}
 	defer log.Close()
+	begin, _ := log.Seek(0, io.SeekEnd)
 	cmd := exec.Command(path)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return &hinted{fmt.Errorf("start the engine: %w", err), "install onggid beside onggi"}
+		return nil, &hinted{fmt.Errorf("start the engine: %w", err), "install onggid beside onggi"}
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	go func() {
+		cmd.Wait()
+		ended <- lastWords(logPath, begin)
+	}()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(20 * time.Second)
 	for {
 		select {
-		case <-ended:
-			return &hinted{errors.New("the engine stopped while starting"), "tail " + logPath}
+		case why := <-ended:
+			return nil, why
 		case <-deadline:
-			return &hinted{errors.New("the engine did not come up within 20 seconds"), "tail " + logPath}
+			return nil, &hinted{errors.New("the engine did not come up within 20 seconds"), "tail " + logPath}
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-tick.C:
 			if conn, err := net.Dial("unix", api.DefaultSocket); err == nil {
 				conn.Close()
-				return nil
+				return ended, nil
 			}
 		}
 	}
+}
+
+// lastWords is what an engine that ended said in the end.
+func lastWords(logPath string, begin int64) error {
+	err := &hinted{errors.New("the engine stopped while starting"), "tail " + logPath}
+	f, ferr := os.Open(logPath)
+	if ferr != nil {
+		return err
+	}
+	defer f.Close()
+	text, _ := io.ReadAll(io.NewSectionReader(f, begin, 1<<20))
+	_, said, found := strings.Cut("\n"+string(text), "\nonggid: ")
+	if !found {
+		return err
+	}
+	said, hint, _ := strings.Cut(strings.TrimSpace(said), "\ntry: ")
+	err.error = fmt.Errorf("the engine stopped while starting: %s", said)
+	if hint != "" {
+		err.hint = hint
+	}
+	return err
 }
 
 // call is Client.Call with an engine started where needed.

@@ -37,8 +37,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -256,7 +258,11 @@ func (s *Service) defaults(ctx context.Context) error {
 		}
 	}
 	if err := s.syncRules(); err != nil {
-		return errdefs.New(errdefs.Internal, "make", "the rules of networks", err)
+		err = errdefs.New(errdefs.Internal, "make", "the rules of networks", err)
+		if errors.Is(err, fs.ErrPermission) { // the table has an owner
+			err = errdefs.WithHint(err, "another engine has these rules: end it, or start this one with an --exec-root of its own; nft list ruleset shows them")
+		}
+		return err
 	}
 	s.warnOfDroppers()
 	err := s.table.Watch(func(err error) {
