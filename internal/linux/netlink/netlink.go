@@ -32,6 +32,7 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 
 	"github.com/onggi/onggi/internal/linux"
@@ -262,18 +263,54 @@ func makeLink(ns *os.File, e Endpoint) error {
 	if e.Share != nil {
 		return e.Share.attach(ns, e)
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = e.HostName, e.Bridge, net.FlagUp, e.MTU
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC, PeerMTU: uint32(max(e.MTU, 0)), PeerNamespace: netlink.NsFd(linux.RawFD(ns))}
-	if err := netlink.LinkAdd(veth); err != nil {
+	if err := makeVeth(ns, e); err != nil {
 		return fmt.Errorf("make the interface %s: %w", e.Name, err)
 	}
 	if e.Isolated {
-		if err := netlink.LinkSetIsolated(veth, true); err != nil {
+		if err := netlink.LinkSetIsolated(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: e.HostName}}, true); err != nil {
 			return fmt.Errorf("isolate the interface %s: %w", e.Name, err)
 		}
 	}
 	return nil
+}
+
+// Attributes of linux/if_link.h that package syscall lacks.
+const (
+	iflaNetNSFD     = 28
+	iflaNumTxQueues = 31
+	iflaNumRxQueues = 32
+)
+
+// makeVeth makes a pair, one end up on the bridge and the other in the namespace,
+// in one message: netlink.LinkAdd needs four. One queue each, as the sending side
+// takes no lock; the kernel makes one for every processor (Linux 5.17).
+func makeVeth(ns *os.File, e Endpoint) error {
+	q := nl.NewNetlinkRequest(syscall.RTM_NEWLINK, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL|syscall.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(syscall.AF_UNSPEC)
+	msg.Flags, msg.Change = syscall.IFF_UP, syscall.IFF_UP
+	q.AddData(msg)
+	q.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(e.HostName)))
+	q.AddData(nl.NewRtAttr(syscall.IFLA_MASTER, nl.Uint32Attr(uint32(e.Bridge))))
+	info := nl.NewRtAttr(syscall.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, syscall.AF_UNSPEC)
+	peer.AddRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(e.Name))
+	peer.AddRtAttr(iflaNetNSFD, nl.Uint32Attr(uint32(linux.RawFD(ns))))
+	if len(e.MAC) > 0 {
+		peer.AddRtAttr(syscall.IFLA_ADDRESS, e.MAC)
+	}
+	peer.AddRtAttr(iflaNumTxQueues, nl.Uint32Attr(1))
+	peer.AddRtAttr(iflaNumRxQueues, nl.Uint32Attr(1))
+	if e.MTU > 0 {
+		peer.AddRtAttr(syscall.IFLA_MTU, nl.Uint32Attr(uint32(e.MTU)))
+		q.AddData(nl.NewRtAttr(syscall.IFLA_MTU, nl.Uint32Attr(uint32(e.MTU))))
+	}
+	q.AddData(nl.NewRtAttr(iflaNumTxQueues, nl.Uint32Attr(1)))
+	q.AddData(nl.NewRtAttr(iflaNumRxQueues, nl.Uint32Attr(1)))
+	q.AddData(info)
+	_, err := q.Execute(syscall.NETLINK_ROUTE, 0)
+	return err
 }
 
 // setUpSysctls makes the interface's settings, on a thread in its namespace.
