@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +36,27 @@ type createBody struct {
 	NetworkingConfig                        struct {
 		EndpointsConfig map[string]*endpoint `json:",omitempty"`
 	}
+}
+
+// MarshalJSON writes what is set. For all the types of the tree encoding/json
+// makes encoders first, which takes a tenth of the time of `onggi run`.
+func (b createBody) MarshalJSON() ([]byte, error) {
+	return json.Marshal(fieldsSet(reflect.ValueOf(b)))
+}
+
+func fieldsSet(v reflect.Value) map[string]any {
+	set := map[string]any{}
+	for i := range v.NumField() {
+		f, name := v.Field(i), v.Type().Field(i).Name
+		switch kind := f.Kind(); {
+		case f.IsZero(), (kind == reflect.Slice || kind == reflect.Map) && f.Len() == 0:
+		case kind == reflect.Struct:
+			set[name] = fieldsSet(f)
+		default:
+			set[name] = f.Interface()
+		}
+	}
+	return set
 }
 
 type healthcheck struct {
