@@ -50,7 +50,7 @@ func (s *Service) locate(ctx context.Context, c *Container, p string, write bool
 	// Before the first start the working directory may not be there yet.
 	w := rec.Config.WorkingDir
 	makeDir := st.State == Created && w != ""
-	root, err := s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{ReadOnly: !write && !makeDir})
+	root, err := s.mountRoot(ctx, rec.ID, snapshot.MountOptions{ReadOnly: !write && !makeDir})
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +257,7 @@ func (s *Service) Export(ctx context.Context, ref string) (write func(io.Writer)
 	if st.State == Removing || st.State == Dead {
 		return nil, nil, errdefs.Newf(errdefs.Conflict, "", "", "You cannot export container %s which is being removed", c.id)
 	}
-	root, err := s.o.Snapshots.MountFD(ctx, c.id, snapshot.MountOptions{ReadOnly: true})
+	root, err := s.mountRoot(ctx, c.id, snapshot.MountOptions{ReadOnly: true})
 	if err != nil {
 		return nil, nil, err
 	}

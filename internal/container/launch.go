@@ -287,7 +287,7 @@ func (s *Service) prepareRoot(ctx context.Context, rec *Record, r *run, in *spec
 	// What an automatically removed container writes need not survive anything.
 	var root *os.File
 	mount := func() (err error) {
-		root, err = s.o.Snapshots.MountFD(ctx, rec.ID, snapshot.MountOptions{Volatile: rec.HostConfig.AutoRemove})
+		root, err = s.mountRoot(ctx, rec.ID, snapshot.MountOptions{Volatile: rec.HostConfig.AutoRemove})
 		return err
 	}
 	if rec.Project != 0 {

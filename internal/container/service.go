@@ -152,6 +152,9 @@ func New(o Options) (*Service, error) {
 	if err := os.MkdirAll(o.Root, 0o700); err != nil {
 		return nil, err
 	}
+	if err := makeMountPoints(s.dir(mountPoints)); err != nil {
+		return nil, err
+	}
 	err := o.DB.View(func(tx *metadb.Tx) (err error) {
 		s.byID, err = loadRecords(tx, func(id string, err error) {
 			s.log.Error("container record cannot be read, and is left alone", "container", id, "error", err)

@@ -20,6 +20,8 @@ type MountOptions struct {
 	// Extra are directories that lie on the snapshot's lower ones, top first,
 	// and below the one it is written to.
 	Extra []string
+	// Under are directories that lie under all of the snapshot's.
+	Under []string
 }
 
 // maxLayers is overlayfs's own limit.
@@ -45,6 +47,7 @@ func (s *Store) MountFD(ctx context.Context, key string, o MountOptions) (*os.Fi
 	for _, id := range ids {
 		m.Lowers = append(m.Lowers, s.path(layerKey(id)))
 	}
+	m.Lowers = append(m.Lowers, o.Under...)
 	if len(m.Lowers) > maxLayers {
 		return nil, refuse(errdefs.Unsupported, "mount", key, "%d layers are more than overlayfs's %d", len(m.Lowers), maxLayers)
 	}

@@ -146,9 +146,11 @@ func TestMounts(t *testing.T) {
 			s := open(t, t.TempDir(), "")
 			top := layered(t, s, 130)
 			must(t, s.Prepare(ctx, "a", top))
-			f, err := s.MountFD(ctx, "a", MountOptions{Volatile: true})
+			under := t.TempDir()
+			must(t, os.WriteFile(filepath.Join(under, "under"), nil, 0o644))
+			f, err := s.MountFD(ctx, "a", MountOptions{Volatile: true, Under: []string{under}})
 			must(t, err)
-			for _, name := range []string{"l0", "l64", "l129"} {
+			for _, name := range []string{"l0", "l64", "l129", "under"} {
 				g, err := linux.OpenRegularInRoot(f, name)
 				if err != nil {
 					t.Errorf("layer %s: %v", name, err)

@@ -67,6 +67,8 @@ func TestContainers(t *testing.T) {
 	t.Run("cp, diff, commit", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, map[string]string{"in/a": "A", "in/sub/b": "B"})
+		fresh := e.do("run", "-d", "busybox", "sleep", "1000")
+		defer e.do("rm", "-f", fresh)
 		e.do("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 		e.do("cp", filepath.Join(dir, "in"), "box:/root/copied")
 		equal(t, e.do("exec", "box", "cat", "/root/copied/a", "/root/copied/sub/b"), "AB")
@@ -74,6 +76,8 @@ func TestContainers(t *testing.T) {
 		e.do("cp", "box:/tmp/made", dir+"/out")
 		data, _ := os.ReadFile(dir + "/out")
 		equal(t, string(data), "made\n")
+		equal(t, e.do("exec", "box", "stat", "-c", "%s", "/.dockerenv"), "0")
+		equal(t, e.do("diff", fresh), "") // the places of mounts are not of the container
 		diff := e.do("diff", "box")
 		for _, line := range []string{"A /tmp/made", "D /etc/passwd", "A /root/copied/sub/b", "C /etc"} {
 			if !strings.Contains(diff, line) {

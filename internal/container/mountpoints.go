@@ -1,0 +1,37 @@
+package container
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/onggi/onggi/internal/snapshot"
+)
+
+// mountPoints is the name of a directory with the places where something is
+// mounted in every container, and with the file by which programs know that they
+// run in one. It lies under an image's layers: a start makes nothing in the
+// container's own layer, and neither diff nor commit see any of it.
+const mountPoints = "mountpoints"
+
+func makeMountPoints(dir string) error {
+	for _, d := range []string{"dev", "etc", "proc", "sys"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, f := range []string{".dockerenv", "etc/hostname", "etc/hosts", "etc/resolv.conf"} {
+		file, err := os.OpenFile(filepath.Join(dir, f), os.O_CREATE|os.O_RDONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		file.Close()
+	}
+	return nil
+}
+
+// mountRoot mounts the root of a container that does not run, or not yet.
+func (s *Service) mountRoot(ctx context.Context, id string, o snapshot.MountOptions) (*os.File, error) {
+	o.Under = []string{s.dir(mountPoints)}
+	return s.o.Snapshots.MountFD(ctx, id, o)
+}
