@@ -257,10 +257,24 @@ func (s *Service) Export(ctx context.Context, ref string) (write func(io.Writer)
 	if st.State == Removing || st.State == Dead {
 		return nil, nil, errdefs.Newf(errdefs.Conflict, "", "", "You cannot export container %s which is being removed", c.id)
 	}
-	root, err := s.mountRoot(ctx, c.id, snapshot.MountOptions{ReadOnly: true})
+	root, err := s.rootOf(ctx, c.id, st)
 	if err != nil {
 		return nil, nil, err
 	}
 	s.emit(c, "export", nil)
 	return func(w io.Writer) error { return layer.Archive(ctx, w, root, "/", layer.ArchiveOptions{Name: "."}) }, func() { root.Close() }, nil
+}
+
+// rootOf gives a container's root without what is mounted in it: the process's
+// own mount where there is one, as overlayfs does not define what a second one
+// of the same directories shows.
+func (s *Service) rootOf(ctx context.Context, id string, st Status) (root *os.File, err error) {
+	if st.State.HasProcess() {
+		onThrowawayThread(func() { root, err = linux.RootMount(st.PID) })
+		if err == nil {
+			return root, nil
+		}
+		s.log.Debug("the process's root is not to be had", "container", id, "error", err) // it may have ended
+	}
+	return s.mountRoot(ctx, id, snapshot.MountOptions{ReadOnly: true})
 }

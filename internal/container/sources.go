@@ -121,15 +121,20 @@ func (s *Service) mountImage(ctx context.Context, id string, i int, m Mount) (*o
 	}
 	defer whole.Close()
 	var part *os.File
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with us
-		part, err = linux.SubMount(whole, m.Options.Subpath)
-	}()
-	<-done
+	onThrowawayThread(func() { part, err = linux.SubMount(whole, m.Options.Subpath) })
 	if err != nil {
 		return nil, errdefs.New(errdefs.Invalid, "", "cannot access path "+clip(m.Options.Subpath)+" of the image "+m.Source, err)
 	}
 	return part, nil
+}
+
+// onThrowawayThread is for what changes the namespaces of its thread.
+func onThrowawayThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with us
+		f()
+	}()
+	<-done
 }

@@ -106,6 +106,16 @@ func SubMount(mnt *os.File, path string) (*os.File, error) {
 	return CloneTree(part, "", false)
 }
 
+// RootMount makes a detached mount of the root of a process's mount namespace,
+// without what is mounted below it, wherever the process itself has its root.
+// The calling thread must be locked, and end afterwards.
+func RootMount(pid int) (*os.File, error) {
+	if err := JoinNamespaces(pid, "mnt"); err != nil {
+		return nil, err
+	}
+	return CloneTree(nil, "/", false)
+}
+
 // AttachMount puts a detached mount on the target path.
 func AttachMount(mnt *os.File, target string) error {
 	err := unix.MoveMount(int(RawFD(mnt)), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -69,7 +71,8 @@ func TestContainers(t *testing.T) {
 		write(t, dir, map[string]string{"in/a": "A", "in/sub/b": "B"})
 		fresh := e.do("run", "-d", "busybox", "sleep", "1000")
 		defer e.do("rm", "-f", fresh)
-		e.do("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+		e.do("run", "-d", "--name", "box", "--tmpfs", "/mnt", "busybox", "sleep", "1000")
+		e.do("exec", "box", "touch", "/mnt/mounted")
 		e.do("cp", filepath.Join(dir, "in"), "box:/root/copied")
 		equal(t, e.do("exec", "box", "cat", "/root/copied/a", "/root/copied/sub/b"), "AB")
 		e.do("exec", "box", "sh", "-c", "echo made >/tmp/made; rm /etc/passwd")
@@ -83,6 +86,15 @@ func TestContainers(t *testing.T) {
 			if !strings.Contains(diff, line) {
 				t.Errorf("diff has no %q:\n%s", line, diff)
 			}
+		}
+		e.do("export", "-o", dir+"/box.tar", "box") // while it runs: its root, without what is mounted there
+		list, err := exec.Command("tar", "-tf", dir+"/box.tar").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := strings.Fields(string(list))
+		if !slices.Contains(names, "tmp/made") || slices.Contains(names, "etc/passwd") || slices.Contains(names, "mnt/mounted") {
+			t.Errorf("export: %.2000q", names)
 		}
 		e.do("commit", "-m", "by test", "box", "boxed:1")
 		equal(t, e.do("run", "--rm", "boxed:1", "sh", "-c", "cat /tmp/made; ls /etc/passwd 2>/dev/null || echo gone"), "made\ngone")
