@@ -350,7 +350,7 @@ func setupLogs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 // timestamp turns what a person writes into the engine's seconds.nanoseconds.
 func timestamp(v string, now time.Time) (string, error) {
 	stamp := func(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
-	if d, err := time.ParseDuration(v); err == nil {
+	if d, err := time.ParseDuration(v); err == nil && v != "0" { // 0 is 1970, as with Docker
 		return stamp(now.Add(-d)), nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "2006-01-02T15", "2006-01-02Z07:00", "2006-01-02"} {

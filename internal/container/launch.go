@@ -47,6 +47,7 @@ type run struct {
 	shm      bool          // its /dev/shm is mounted on the host, for others to join
 	ended    chan struct{} // closed when the exit is recorded and all is released
 	attached []*attachment // clients that the monitor writes to
+	oom      *oomWatch     // nil = its memory has no limit
 }
 
 // launch starts the container's process. Preconditions: the state is Starting.
@@ -136,6 +137,7 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 		}
 	}
 	s.ship(c, rec, receiver, r.ended)
+	s.watchOOM(c, rec, r)
 	for _, a := range attach {
 		a.handed()
 	}

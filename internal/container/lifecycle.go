@@ -223,7 +223,7 @@ func (s *Service) ack(ctx context.Context, k monitor.Key) {
 
 // mainExited moves a container on after its main process ended.
 func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event) {
-	oom := s.wasOOMKilled(c)
+	oom, told := s.wasOOMKilled(c)
 	c.mu.Lock()
 	watched := c.st.PID
 	if r := c.run; r != nil && r.foreign != nil {
@@ -263,7 +263,7 @@ func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event
 	}
 	s.killExecs(c)
 	s.dropExecs(c)
-	if oom {
+	if oom && !told {
 		s.emit(c, "oom", nil)
 	}
 	_, st := c.view()
@@ -274,17 +274,6 @@ func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event
 			s.log.Error("container not removed after its end", "container", c.id, "error", err)
 		}
 	}
-}
-
-func (s *Service) wasOOMKilled(c *Container) bool {
-	c.mu.Lock()
-	r := c.run
-	c.mu.Unlock()
-	if r == nil || r.group == nil {
-		return false
-	}
-	n, err := r.group.OOMEvents()
-	return err == nil && n > 0
 }
 
 // restartDue runs a container again whose pause is over.

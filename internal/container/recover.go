@@ -98,6 +98,7 @@ func (s *Service) adopt(ctx context.Context, c *Container, r monitor.Running) *n
 	}
 	run.network = !rec.HostConfig.NetworkMode.IsContainer()
 	s.ship(c, rec, nil, run.ended)
+	s.watchOOM(c, rec, run)
 	c.mu.Lock()
 	c.run = run
 	if !c.st.State.HasProcess() { // the engine was killed between start and record

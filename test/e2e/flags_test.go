@@ -297,6 +297,16 @@ func updatedLimits(t *testing.T, e *engine) {
 		t.Errorf("quota: %q", got)
 	}
 	e.refuse(1, []string{"larger than memory limit"}, "update", "--memory", "256m", "--memory-swap", "128m", "limited")
+	// What is killed for want of memory is told, though the container lives on.
+	e.refuse(137, nil, "exec", "limited", "tail", "-n", "1", "/dev/zero")
+	told := func() bool {
+		return strings.Contains(e.do("events", "--since", "0", "--until", "0s", "--filter", "container=limited", "--format", "{{.Action}}"), "oom")
+	}
+	for i := 0; !told(); i++ {
+		if i == 1000 {
+			t.Fatal("no event tells of the end of memory")
+		}
+	}
 	// What is measured is there.
 	got := e.do("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}", "limited")
 	if !regexp.MustCompile(`^limited [0-9.]+% [0-9.]+[kKM]iB / 96MiB [0-9.]+k?B / [0-9.]+k?B [0-9.]+[kM]?B / [0-9.]+[kM]?B [1-9]$`).MatchString(got) {
