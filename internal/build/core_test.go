@@ -19,6 +19,7 @@ import (
 	"github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/session"
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/onggi/onggi/internal/build/refs"
@@ -191,6 +192,8 @@ type buildOptions struct {
 	output client.ExportEntry
 	allow  []string
 	edit   func(*client.SolveOpt)
+
+	handOver bool // the directory, as a descriptor
 }
 
 func (b *builder) build(ctx context.Context, o buildOptions) (*result, error) {
@@ -214,6 +217,13 @@ func (b *builder) build(ctx context.Context, o buildOptions) (*result, error) {
 	opt.AllowedEntitlements = o.allow
 	if o.edit != nil {
 		o.edit(&opt)
+	}
+	if o.handOver {
+		forget, err := b.handOver(ctx, o.dir, &opt)
+		if err != nil {
+			return nil, err
+		}
+		defer forget()
 	}
 	ch := make(chan *client.SolveStatus)
 	res := &result{cached: map[string]bool{}, ran: map[string]bool{}}
@@ -240,6 +250,23 @@ func (b *builder) build(ctx context.Context, o buildOptions) (*result, error) {
 		res.resp = r.ExporterResponse
 	}
 	return res, err
+}
+
+// handOver gives the builder descriptors of the directory. The session has no
+// files, so that nothing else can have given them.
+func (b *builder) handOver(ctx context.Context, dir string, opt *client.SolveOpt) (forget func(), err error) {
+	s, err := session.NewSession(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	dirs := map[string]*os.File{}
+	for _, name := range []string{"context", "dockerfile"} {
+		if dirs[name], err = os.Open(dir); err != nil {
+			return nil, err
+		}
+	}
+	opt.SharedSession, opt.LocalMounts = s, nil
+	return b.c.dirs.Give(s.ID(), dirs)
 }
 
 // context makes a build context of file name → content.

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/session"
 )
 
 // A directory handed over as a descriptor gives the build that the session's
@@ -23,23 +22,7 @@ func TestDirectoryByDescriptorIsTheSameBuild(t *testing.T) {
 	image := client.ExportEntry{Type: "image", Attrs: map[string]string{"name": "docker.io/library/t:latest"}}
 	byDescriptor := func() *result {
 		t.Helper()
-		s, err := session.NewSession(t.Context(), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dirs := map[string]*os.File{}
-		for _, name := range []string{"context", "dockerfile"} {
-			if dirs[name], err = os.Open(dir); err != nil {
-				t.Fatal(err)
-			}
-		}
-		forget, err := b.c.dirs.Give(s.ID(), dirs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer forget()
-		// The session has no files, so that nothing else can have given them.
-		r, err := b.build(t.Context(), buildOptions{dir: dir, output: image, edit: func(o *client.SolveOpt) { o.SharedSession, o.LocalMounts = s, nil }})
+		r, err := b.build(t.Context(), buildOptions{dir: dir, output: image, handOver: true})
 		if err != nil {
 			t.Fatal(err)
 		}

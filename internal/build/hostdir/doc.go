@@ -11,6 +11,8 @@
 //	          index: path → (inode, times, size, mode) and digest
 //	             │ what differs
 //	          a kept ref: copied and hashed in one pass
+//	             │ COPY
+//	          a layer: moved
 //
 // The ref and BuildKit's content hashes are those of the session's file sync,
 // so a build over one way finds the cache of a build over the other. Where a
@@ -24,4 +26,8 @@
 // it is copied, and is used from the copy only. A file that was changed in the
 // two seconds before it was read is read again by the next build, since its
 // times could not tell a further change.
+//
+// A plain COPY moves files out of the kept ref into its layer (Kept). They are
+// fetched back, and compared with their digest, before anybody looks at the
+// ref's directory.
 package hostdir

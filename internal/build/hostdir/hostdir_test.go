@@ -2,6 +2,7 @@ package hostdir
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	gofs "io/fs"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/moby/buildkit/cache/contenthash"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/source/local"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
@@ -197,7 +199,8 @@ func (r *rig) take(dir string, ignore ...string) (copy string, sum digest.Digest
 
 type job struct{ solver.JobContext }
 
-func (job) Session() session.Group { return nil }
+func (job) Session() session.Group       { return nil }
+func (job) Cleanup(f func() error) error { return f() }
 
 func describe(t *testing.T, dir string) string {
 	var b strings.Builder
@@ -410,4 +413,159 @@ func FuzzIndex(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) { parseIndex(b) })
+}
+
+// buildOf is a build's job: it cleans up when the build is over.
+type buildOf struct {
+	job
+	t *testing.T
+}
+
+func (b buildOf) Cleanup(f func() error) error {
+	b.t.Cleanup(func() { f() })
+	return nil
+}
+
+// keep is one build's use of dir, whose files can be moved.
+func (r *rig) keep(dir string) (*Kept, cache.ImmutableRef) {
+	r.t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	forget, err := r.src.dirs.Give("s", map[string]*os.File{"context": f})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer forget()
+	in, err := r.src.Resolve(r.t.Context(), &local.LocalIdentifier{Name: "context", SessionID: "s"}, nil, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ref, err := in.Snapshot(r.t.Context(), buildOf{t: r.t})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	kept := r.store.LenderOf(ref).(*Kept)
+	for _, it := range kept.files {
+		it.racy = false // nothing changes here within a tick of the clock
+	}
+	return kept, ref
+}
+
+func copyAction(src, dest string) *pb.FileActionCopy {
+	return &pb.FileActionCopy{Src: src, Dest: dest, Mode: -1, Timestamp: -1, CreateDestPath: true, DirCopyContents: true, FollowSymlink: true, AllowWildcard: true}
+}
+
+func inode(t *testing.T, p string) uint64 {
+	t.Helper()
+	fi, err := os.Lstat(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fi.Sys().(*syscall.Stat_t).Ino
+}
+
+// A COPY takes the files themselves: they are on disk once. Another COPY finds
+// them in the layer, the next build knows that they are there, and who looks
+// at the context sees all of it.
+func TestFilesAreMovedIntoLayers(t *testing.T) {
+	r, dir := newRig(t), t.TempDir()
+	write(t, dir, map[string]string{"a": "a", "d/x": "x", "d/e/y": "y"})
+	os.Symlink("x", filepath.Join(dir, "d/link"))
+	for _, p := range []string{"a", "d/x", "d/e/y", "d/e", "d"} {
+		os.Chtimes(filepath.Join(dir, p), old, old)
+	}
+	kept, ref := r.keep(dir)
+	before, layer := inode(t, filepath.Join(kept.dir, "d/x")), t.TempDir()
+	if err := kept.Copy(t.Context(), layer, nil, copyAction("/d", "/to")); err != nil {
+		t.Fatal(err)
+	}
+	if inode(t, filepath.Join(layer, "to/x")) != before {
+		t.Error("the file in the layer is a copy")
+	}
+	if _, err := os.Lstat(filepath.Join(kept.dir, "d/x")); !os.IsNotExist(err) {
+		t.Errorf("the file is still in the context: %v", err)
+	}
+	second := t.TempDir()
+	if err := kept.Copy(t.Context(), second, nil, copyAction("/", "/")); err != nil {
+		t.Fatal(err)
+	}
+	want := describe(t, dir)
+	if got := describe(t, second); got != want {
+		t.Errorf("the second layer has\n%s\nwant\n%s", got, want)
+	}
+	ref.Release(context.Background())
+
+	// The next build finds all unchanged; then a layer goes.
+	kept, ref = r.keep(dir)
+	if kept.files["d/x"].place.dir != second || kept.files["d/x"].racy {
+		t.Errorf("d/x is thought to be at %+v", kept.files["d/x"].place)
+	}
+	os.RemoveAll(second)
+	if err := kept.Whole(t.Context()); err != nil { // from the client's directory
+		t.Fatal(err)
+	}
+	if got := describe(t, kept.dir); got != want {
+		t.Errorf("brought back:\n%s\nwant\n%s", got, want)
+	}
+	if err := kept.Copy(t.Context(), t.TempDir(), nil, copyAction("/a", "/")); !errors.Is(err, ErrNotPlain) {
+		t.Errorf("files that somebody sees were moved: %v", err)
+	}
+	ref.Release(context.Background())
+
+	// What is in no layer any more is read again by the next build.
+	kept, ref = r.keep(dir)
+	third := t.TempDir()
+	if err := kept.Copy(t.Context(), third, nil, copyAction("/", "/")); err != nil {
+		t.Fatal(err)
+	}
+	ref.Release(context.Background())
+	os.RemoveAll(third)
+	kept, _ = r.keep(dir)
+	if got := describe(t, kept.dir); got != want {
+		t.Errorf("read again:\n%s\nwant\n%s", got, want)
+	}
+}
+
+// A file that has changed since the build began, and is nowhere else, fails the
+// build: it must not pass for what it was.
+func TestChangedFileIsNotTakenForTheOldOne(t *testing.T) {
+	r, dir, layer := newRig(t), t.TempDir(), t.TempDir()
+	write(t, dir, map[string]string{"a": "old", "b": "b"})
+	kept, _ := r.keep(dir)
+	if err := kept.Copy(t.Context(), layer, nil, copyAction("/a", "/")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, layer, map[string]string{"a": "bad"}) // as another action of the same step could
+	write(t, dir, map[string]string{"a": "new"})
+	if err := kept.Copy(t.Context(), t.TempDir(), nil, copyAction("/a", "/")); err == nil || !strings.Contains(err.Error(), "has changed since the build began") {
+		t.Errorf("copied all the same: %v", err)
+	}
+}
+
+// Over lower layers, a directory is copied up as overlayfs does it, and what is
+// there decides where a copy goes.
+func TestMoveOverLowerLayers(t *testing.T) {
+	r, dir, low := newRig(t), t.TempDir(), t.TempDir()
+	write(t, dir, map[string]string{"a": "a", "d/x": "x"})
+	write(t, low, map[string]string{"usr/keep": "k", "usr/a": "below", "opt/file": "f"})
+	os.Chmod(filepath.Join(low, "usr"), 0o711)
+	os.Symlink("usr", filepath.Join(low, "link"))
+	kept, _ := r.keep(dir)
+	up := t.TempDir()
+	if err := kept.Copy(t.Context(), up, []string{low}, copyAction("/a", "/usr")); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(filepath.Join(up, "usr")); err != nil || fi.Mode().Perm() != 0o711 {
+		t.Errorf("/usr: %v, %v", fi, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(up, "usr/a")); err != nil || string(b) != "a" {
+		t.Errorf("/usr/a: %q, %v", b, err)
+	}
+	for dest, src := range map[string]string{"/link/": "/a", "/opt/file/": "/a", "/opt/file": "/d"} {
+		if err := kept.Copy(t.Context(), up, []string{low}, copyAction(src, dest)); !errors.Is(err, ErrNotPlain) {
+			t.Errorf("COPY %s %s: %v", src, dest, err)
+		}
+	}
 }

@@ -24,7 +24,11 @@ type item struct {
 	size   int64
 	digest digest.Digest // of header and content, as BuildKit's content hash has it
 	racy   bool          // it was changed so shortly before that its times cannot tell
+	place  place         // where the file is now, if it was given away
 }
+
+// place is a file of a layer.
+type place struct{ dir, path string }
 
 // index is what a kept ref holds, by path.
 type index map[string]*item
@@ -39,7 +43,7 @@ func (it *item) unchanged(st *linux.Stat) bool {
 		it.ctime == st.Ctime.UnixNano() && it.stat.ModTime == st.Mtime.UnixNano() && it.stat.Mode == uint32(fileMode(st.Mode))
 }
 
-const indexVersion = 1
+const indexVersion = 2
 
 // marshal writes the index for a file of the engine's own.
 func (x index) marshal() ([]byte, error) {
@@ -61,7 +65,7 @@ func (x index) marshal() ([]byte, error) {
 		for _, n := range []uint64{it.dev, it.ino, uint64(it.ctime), uint64(it.size), racy} {
 			out = binary.AppendUvarint(out, n)
 		}
-		for _, b := range [][]byte{stat, sum} {
+		for _, b := range [][]byte{stat, sum, []byte(it.place.dir), []byte(it.place.path)} {
 			out = append(binary.AppendUvarint(out, uint64(len(b))), b...)
 		}
 	}
@@ -99,11 +103,11 @@ func parseIndex(b []byte) (index, error) {
 	x := index{}
 	for len(b) > 0 {
 		it := &item{stat: &fstypes.Stat{}, dev: number(), ino: number(), ctime: int64(number()), size: int64(number()), racy: number() == 1}
-		stat, sum := bytes(), bytes()
+		stat, sum, dir, file := bytes(), bytes(), bytes(), bytes()
 		if torn || it.stat.UnmarshalVT(stat) != nil || len(sum) != 32 {
 			return nil, errTorn
 		}
-		it.digest = digest.NewDigestFromBytes(digest.SHA256, sum)
+		it.digest, it.place = digest.NewDigestFromBytes(digest.SHA256, sum), place{string(dir), string(file)}
 		x[it.stat.Path] = it
 	}
 	return x, nil

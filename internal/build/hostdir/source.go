@@ -19,13 +19,14 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/onggi/onggi/internal/build/refs"
 	"github.com/onggi/onggi/internal/linux"
 )
 
 // Source is BuildKit's source of local files, with Dirs in front of it.
 type Source struct {
 	source.Source
-	cache cache.Accessor
+	cache Refs
 	dirs  *Dirs
 
 	// Report is told what each build's directories hold, by the build's vertex;
@@ -37,8 +38,15 @@ type Source struct {
 	files   map[string]map[string]string // guarded by mu: digests of the same
 }
 
+// Refs is where a Source keeps files.
+type Refs interface {
+	cache.Accessor
+	Lend(cache.MutableRef, refs.Lender)
+	Directories(cache.MutableRef) (own string, lowers []string, err error)
+}
+
 // NewSource returns a source that keeps files in refs of c.
-func NewSource(c cache.Accessor, dirs *Dirs) (*Source, error) {
+func NewSource(c Refs, dirs *Dirs) (*Source, error) {
 	stock, err := local.NewSource(local.Opt{CacheAccessor: c})
 	if err != nil {
 		return nil, err
@@ -84,7 +92,7 @@ func (i *instance) Snapshot(ctx context.Context, job solver.JobContext) (cache.I
 		return ref, err
 	}
 	defer dir.Close()
-	ref, err := i.snapshot(ctx, dir)
+	ref, err := i.snapshot(ctx, job, dir)
 	if err != nil {
 		return nil, fmt.Errorf("the build context %s: %w", i.id.Name, err)
 	}
@@ -113,7 +121,7 @@ func (i *instance) open(job solver.JobContext) (linux.FD, error) {
 
 const keyIndex = "onggi.hostdir.v1"
 
-func (i *instance) snapshot(ctx context.Context, dir linux.FD) (_ cache.ImmutableRef, err error) {
+func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linux.FD) (_ cache.ImmutableRef, err error) {
 	var st linux.Stat
 	if err := dir.Stat(&st); err != nil {
 		return nil, err
@@ -135,6 +143,7 @@ func (i *instance) snapshot(ctx context.Context, dir linux.FD) (_ cache.Immutabl
 	if err != nil {
 		return nil, err
 	}
+	old.checkPlaces(files)
 	var copied int64
 	if old == nil || len(files) != len(old) || !allUnchanged(files) {
 		if copied, err = i.s.update(ctx, dir, ref, old, files); err != nil {
@@ -145,6 +154,9 @@ func (i *instance) snapshot(ctx context.Context, dir linux.FD) (_ cache.Immutabl
 	done(copied)
 	if i.s.Report != nil {
 		i.s.Report(i.vertex, i.id.Name, i.s.digests(ref.ID()))
+	}
+	if err := i.s.lend(job, ref, dir); err != nil {
+		return nil, err
 	}
 	return ref.Commit(ctx)
 }

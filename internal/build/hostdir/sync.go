@@ -319,6 +319,9 @@ func (s *syncer) pour(dst, src linux.FD, h hash.Hash, size int64) (int64, error)
 // writeMeta gives an open file its owner, mode, attributes and time.
 func writeMeta(fd linux.FD, stat *fstypes.Stat) error {
 	for key, value := range stat.Xattrs {
+		if key == "security.capability" {
+			continue // BuildKit loses it when it sets the owner
+		}
 		fd.SetXattr(key, value) // as far as the file system has it, as BuildKit does
 	}
 	if err := fd.Chmod(unixMode(stat.Mode)); err != nil {

@@ -50,6 +50,9 @@ func (n *node) withKey(f func(key string, mutable bool) error) error {
 
 func (v *view) Open(ctx context.Context) (fd *os.File, err error) {
 	n := v.n
+	if err := n.whole(ctx); err != nil {
+		return nil, err
+	}
 	err = n.withKey(func(key string, mutable bool) error {
 		if mutable && !v.readOnly {
 			n.s.mu.Lock()
@@ -66,6 +69,9 @@ func (v *view) Open(ctx context.Context) (fd *os.File, err error) {
 // one writable directory would not see each other's changes.
 func (v *view) Path(ctx context.Context) (string, error) {
 	n := v.n
+	if err := n.whole(ctx); err != nil {
+		return "", err
+	}
 	var own string
 	var lowers []string
 	err := n.withKey(func(key string, _ bool) (err error) {

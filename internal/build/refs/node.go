@@ -65,6 +65,7 @@ type node struct {
 	dead     bool
 	attached string // where the node is mounted for BuildKit's own steps
 	ran      bool   // a container had it as its root, or wrote to it
+	lender   Lender // of a mutable; nil: all files are there
 }
 
 // save writes the record. Preconditions: s.mu is held.
@@ -192,6 +193,9 @@ func (n *node) idle() {
 
 // finalize commits the snapshot that the node shares with its mutable twin.
 func (n *node) finalize(ctx context.Context) error {
+	if err := n.whole(ctx); err != nil {
+		return err
+	}
 	n.work.Lock()
 	defer n.work.Unlock()
 	s := n.s

@@ -376,7 +376,7 @@ func (s *Store) GetMutable(_ context.Context, id string, opts ...cache.RefOption
 		n.twin.drop(false)
 		n.twin = nil
 	}
-	n.handles = 1
+	n.handles, n.lender = 1, nil
 	n.rec.Size = unknown
 	return &mutableRef{metadataOf: metadataOf{n}, handlers: readOptions(opts).handlers}, nil
 }

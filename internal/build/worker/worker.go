@@ -170,12 +170,17 @@ func (w *Worker) sources(b *base.Worker) error {
 	return nil
 }
 
-// ResolveOp shows each operation to the one who explains builds.
+// ResolveOp shows each operation to the one who explains builds, and takes
+// copies into its own hands.
 func (w *Worker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
 	if w.o.Explain != nil {
 		w.o.Explain.Op(v)
 	}
-	return w.Worker.ResolveOp(v, s, sm, proxy)
+	op, err := w.Worker.ResolveOp(v, s, sm, proxy)
+	if f, ok := v.Sys().(*pb.Op); ok && err == nil && f.GetFile() != nil {
+		op = &copyOp{Op: op, w: w, v: v, file: f.GetFile()}
+	}
+	return op, err
 }
 
 // GarbageCollect sweeps the blobs that nothing needs any more.
