@@ -194,7 +194,7 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 		from       *os.File
 		addr, want string
 	}{
-		{peer, ip + ":81", "hidden"}, {peer, "10.99.1.1:8080", "web"}, // hairpin
+		{peer, ip + ":81", "hidden"}, {peer, "10.99.1.1:8080", "web"}, {ns, "10.99.1.1:8080", "web"}, // hairpin
 		{stranger, ip + ":80", "no"}, {stranger, ip + ":81", "no"}, {stranger, "10.99.1.1:8080", "web"},
 	} {
 		if got := reaches(c.from, c.addr, c.want); got != c.want {

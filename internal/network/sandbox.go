@@ -266,6 +266,8 @@ func (s *Service) plug(b *sandbox, n *live, ep Endpoint, q EndpointRequest, rout
 	}
 	if n.Driver == "bridge" {
 		x.HostName, x.Isolated = "og"+ep.EndpointID[:10], o.noICC && (ep.Segment > 0 || !seesBridges())
+		// To a port of its own: redirected on the bridge, it goes back where it came from.
+		x.Hairpin = len(b.Request.Ports) > 0 && seesBridges()
 		x.Bridge, err = s.segment(n, ep.Segment)
 	} else {
 		x.Share = new(n.share())

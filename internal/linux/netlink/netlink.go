@@ -209,6 +209,7 @@ type Endpoint struct {
 	MTU      int
 	NoIPv6   bool
 	Isolated bool     // it reaches the bridge, but not the bridge's other ports
+	Hairpin  bool     // the bridge sends back to it what it has sent itself
 	Sysctls  []string // net/…=value, with IFNAME for the interface
 	Routes   []DefaultRoute
 }
@@ -266,8 +267,14 @@ func makeLink(ns *os.File, e Endpoint) error {
 	if err := makeVeth(ns, e); err != nil {
 		return fmt.Errorf("make the interface %s: %w", e.Name, err)
 	}
+	port := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: e.HostName}}
+	if e.Hairpin {
+		if err := netlink.LinkSetHairpin(port, true); err != nil {
+			return fmt.Errorf("hairpin mode of %s: %w", e.HostName, err)
+		}
+	}
 	if e.Isolated {
-		if err := netlink.LinkSetIsolated(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: e.HostName}}, true); err != nil {
+		if err := netlink.LinkSetIsolated(port, true); err != nil {
 			return fmt.Errorf("isolate the interface %s: %w", e.Name, err)
 		}
 	}
