@@ -58,7 +58,7 @@ func (s *Service) pools(n *live, asked []Pool) ([]Pool, error) {
 			return nil, errdefs.New(errdefs.Invalid, "create", object(n.Name), err)
 		}
 		if i := slices.IndexFunc(ours, p.Subnet.Overlaps); i >= 0 && n.Driver == "bridge" {
-			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "create", object(n.Name), "the subnet %s overlaps %s of another network (Pool overlaps with other one on this address space)", p.Subnet, ours[i]), "onggi network ls")
+			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Forbidden, "create", object(n.Name), "the subnet %s overlaps %s of another network (Pool overlaps with other one on this address space)", p.Subnet, ours[i]), "onggi network ls")
 		}
 		if slices.ContainsFunc(out, func(o Pool) bool { return o.Subnet.Overlaps(p.Subnet) }) {
 			return nil, invalid("the subnet %s overlaps another one of the same request", p.Subnet)
