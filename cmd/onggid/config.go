@@ -192,7 +192,7 @@ func settings(c *config) []setting {
 		{flag: "http-proxy", key: "http-proxy", note: "set HTTP_PROXY for the engine", to: new(string)},
 		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
 		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
-		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder", to: &c.features},
+		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder, cdi=false knows no CDI devices", to: &c.features},
 		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder},
 		{key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
 	}
@@ -491,6 +491,11 @@ func invalid(format string, args ...any) error {
 func (c *config) check() error {
 	if len(c.cdiDirs) == 0 {
 		c.cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
+	}
+	// As in dockerd, no devices are looked for in "", nor with the feature off.
+	c.cdiDirs = slices.DeleteFunc(c.cdiDirs, func(d string) bool { return d == "" })
+	if on, said := c.features["cdi"]; said && !on {
+		c.cdiDirs = nil
 	}
 	for _, n := range c.notes {
 		if d, ok := strings.CutPrefix(n, "storage-driver refused: "); ok {

@@ -419,12 +419,16 @@ func (e *env) importTar(ctx context.Context, src string, body io.Reader, name, m
 }
 
 func setupSearch(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
-	f.StringArrayP("filter", "f", nil, "only those that match")
+	filter := f.StringArrayP("filter", "f", nil, "only those that match")
 	format := f.String("format", "", "table, json, or a Go template")
 	limit := f.Int("limit", 0, "number of results")
-	f.Bool("no-trunc", false, "do not shorten")
+	noTrunc := f.Bool("no-trunc", false, "do not shorten")
 	return func(ctx context.Context, args []string) error {
-		q := url.Values{"term": {args[0]}}
+		q, err := filters(*filter)
+		if err != nil {
+			return err
+		}
+		q.Set("term", args[0])
 		if *limit > 0 {
 			q.Set("limit", strconv.Itoa(*limit))
 		}
@@ -438,7 +442,10 @@ func setupSearch(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 		}
 		l := &list{columns: []string{"Name", "Description", "StarCount", "IsOfficial"}, titles: map[string]string{"StarCount": "STARS", "IsOfficial": "OFFICIAL"}}
 		for _, s := range found {
-			l.rows = append(l.rows, row{"Name": s.Name, "Description": ellipsis(s.Description, 45), "StarCount": strconv.Itoa(s.StarCount), "IsOfficial": map[bool]string{true: "[OK]"}[s.IsOfficial]})
+			if !*noTrunc {
+				s.Description = ellipsis(s.Description, 45)
+			}
+			l.rows = append(l.rows, row{"Name": s.Name, "Description": s.Description, "StarCount": strconv.Itoa(s.StarCount), "IsOfficial": map[bool]string{true: "[OK]"}[s.IsOfficial]})
 		}
 		return e.show(l, *format, false)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -323,7 +324,71 @@ func clip(s string) string {
 }
 
 func (s *Server) imageSearch(c *call) error {
-	return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "searching is a service of Docker Hub's web site, which this engine does not ask"), "search on https://hub.docker.com")
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	if err := onlyKeys(f, "is-automated", "is-official", "stars"); err != nil {
+		return err
+	}
+	keep, err := searchFilter(f)
+	if err != nil {
+		return err
+	}
+	limit := 0
+	if v := c.query("limit"); v != "" {
+		if limit, err = strconv.Atoi(v); err != nil || limit < 0 {
+			return invalid("invalid limit specified: %s", clip(v))
+		}
+	}
+	auth, err := c.registryAuth()
+	if err != nil {
+		return err
+	}
+	found, err := s.o.Registry.Search(c.ctx(), c.query("term"), limit, auth)
+	if err != nil {
+		return err
+	}
+	kept := []registry.SearchResult{} // a list, also where it is empty
+	for _, r := range found {
+		if keep(r) {
+			kept = append(kept, r)
+		}
+	}
+	return c.json(http.StatusOK, kept)
+}
+
+// searchFilter tells which results are wanted. Nothing is automated any more.
+func searchFilter(f map[string][]string) (keep func(registry.SearchResult) bool, err error) {
+	flag := func(key string) (on, given bool, err error) {
+		if len(f[key]) == 0 {
+			return false, false, nil
+		}
+		on, err = strconv.ParseBool(f[key][0])
+		if err != nil || len(f[key]) > 1 {
+			return false, false, invalid("invalid filter '%s=%s'", key, clip(strings.Join(f[key], ",")))
+		}
+		return on, true, nil
+	}
+	automated, _, err := flag("is-automated")
+	if err != nil {
+		return nil, err
+	}
+	official, byOfficial, err := flag("is-official")
+	if err != nil {
+		return nil, err
+	}
+	stars := 0
+	for _, v := range f["stars"] {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return nil, invalid("invalid filter 'stars=%s'", clip(v))
+		}
+		stars = max(stars, n)
+	}
+	return func(r registry.SearchResult) bool {
+		return !automated && (!byOfficial || r.IsOfficial == official) && r.StarCount >= stars
+	}, nil
 }
 
 func (s *Server) imagePush(c *call) error {

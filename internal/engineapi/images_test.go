@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/onggi/onggi/internal/errdefs"
+	"github.com/onggi/onggi/internal/registry"
 )
 
 func TestOpenURL(t *testing.T) {
@@ -38,6 +39,23 @@ func TestOpenURL(t *testing.T) {
 	} {
 		if _, err := openURL(t.Context(), src); errdefs.KindOf(err) != want || err == nil {
 			t.Errorf("%s: %v", src, err)
+		}
+	}
+}
+
+func TestSearchFilter(t *testing.T) {
+	r := registry.SearchResult{StarCount: 7, IsOfficial: true}
+	for _, tt := range []struct {
+		key, value string
+		keep, ok   bool
+	}{
+		{"stars", "7", true, true}, {"stars", "8", false, true}, {"stars", "many", false, false},
+		{"is-official", "true", true, true}, {"is-official", "false", false, true}, {"is-official", "perhaps", false, false},
+		{"is-automated", "true", false, true}, {"is-automated", "false", true, true},
+	} {
+		keep, err := searchFilter(map[string][]string{tt.key: {tt.value}})
+		if (err == nil) != tt.ok || err == nil && keep(r) != tt.keep {
+			t.Errorf("%s=%s: %v", tt.key, tt.value, err)
 		}
 	}
 }

@@ -119,6 +119,7 @@ type Volumes interface {
 // Registry is what this package needs of the registry client.
 type Registry interface {
 	Login(ctx context.Context, a registry.Auth) (token string, err error)
+	Search(ctx context.Context, term string, limit int, a registry.Auth) ([]registry.SearchResult, error)
 	Repository(ref reference.Ref, a registry.Auth) *registry.Repository
 }
 
