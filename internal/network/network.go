@@ -234,7 +234,7 @@ func (s *Service) defaults(ctx context.Context) error {
 				return err
 			}
 		}
-	} else if n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 {
+	} else if n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 || s.lost(n) {
 		if n != nil {
 			s.forget(n)
 			if len(s.users(n.ID)) == 0 && n.bridge() != s.o.BridgeName {
@@ -289,6 +289,23 @@ func (s *Service) hostBridge() error {
 		}
 	}
 	return nil
+}
+
+// lost reports that the default network's subnet, which nobody has asked for, went
+// to somebody else while its bridge was away, as after a boot.
+func (s *Service) lost(n *live) bool {
+	links, err := netlink.Links(n.bridge())
+	if err != nil || slices.Contains(links, n.bridge()) || s.o.BIP != "" || s.o.FixedCIDR != "" || len(s.users(n.ID)) > 0 {
+		return false
+	}
+	taken, err := netlink.Taken()
+	for _, p := range n.IPAM {
+		if i := slices.IndexFunc(taken, p.Subnet.Overlaps); err == nil && i >= 0 {
+			s.log.Warn("the default network gets another subnet: somebody else has its own", "subnet", p.Subnet, "taken", taken[i], "to choose one", "--bip")
+			return true
+		}
+	}
+	return false
 }
 
 func bipMatches(n *live, bip string) bool {

@@ -215,6 +215,31 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 	attach(t, s, "third", func(r *SandboxRequest) { r.Ports = []PortRequest{{Port: 1, Proto: "tcp", HostPort: 8080}} })
 }
 
+// A subnet that somebody took while the bridge was away is not taken back.
+func TestDefaultSubnetTaken(t *testing.T) {
+	dir := t.TempDir()
+	s := service(t, dir, Options{})
+	old := s.byName("bridge").IPAM[0]
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RemoveLink("ogtest0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netlink.EnsureBridge(netlink.Bridge{Name: "somebody", Gateways: []netip.Prefix{netip.PrefixFrom(old.Gateway, 24)}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { netlink.RemoveLink("somebody") })
+	again, err := Open(ctx, s.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { again.Cleanup(ctx) })
+	if n := again.byName("bridge"); n.IPAM[0].Subnet.Overlaps(old.Subnet) || n.index == 0 {
+		t.Errorf("%+v", n.Network)
+	}
+}
+
 func ask(t *testing.T, ns *os.File, server, name string, kind uint16) (answers []string, rcode int) {
 	t.Helper()
 	linux.InNetNS(ns, func() error {
