@@ -11,7 +11,7 @@ PROGRAMS = $(notdir $(wildcard cmd/onggi*))
 build: ## all programs, in bin/
 	@mkdir -p bin
 	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/...
-	install -m 755 "$$(test/clients/install compose)" bin/onggi-compose
+	install -m 755 "$$(test/clients/install onggi-compose)" bin/onggi-compose
 
 test: ## every test, set-up included (as root)
 	@test/setup test

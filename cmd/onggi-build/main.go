@@ -40,6 +40,16 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if filepath.Base(os.Args[0]) == "docker-buildx" {
+		if err := plugin(ctx, os.Args[1:]); err != nil {
+			for _, s := range errdefs.Sources(err) {
+				s.Print(os.Stderr)
+			}
+			fmt.Fprintln(os.Stderr, "ERROR:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, os.Args[1:]); err != nil {
 		if ctx.Err() != nil {
 			fmt.Fprintln(os.Stderr, "onggi: the build was cancelled")
@@ -77,7 +87,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialGRPC(ctx) }))
+	c, err := dial(ctx)
 	if err != nil {
 		return err
 	}
@@ -540,6 +550,11 @@ func engineHost() string {
 		return host
 	}
 	return "unix:///run/onggi/onggi.sock"
+}
+
+// dial makes a client of the engine's builder.
+func dial(ctx context.Context) (*client.Client, error) {
+	return client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialGRPC(ctx) }))
 }
 
 // dialGRPC asks the engine to speak gRPC on the connection.
