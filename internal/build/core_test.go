@@ -117,12 +117,17 @@ func (b *builder) after(f func()) { b.close = append(b.close, f) }
 
 func newBuilder(t *testing.T, exec executor.Executor) *builder {
 	t.Helper()
+	return newBuilderWith(t, exec, func(*parts) {})
+}
+
+func newBuilderWith(t *testing.T, exec executor.Executor, edit func(*parts)) *builder {
+	t.Helper()
 	testenv.NeedRoot(t)
 	snaps := &refstest.Snapshots{Dir: t.TempDir()}
 	t.Cleanup(snaps.Close)
 	records := map[string]*refstest.Records{}
 	images := &memImages{snaps: snaps}
-	c, err := newCore(t.Context(), parts{
+	p := parts{
 		root: t.TempDir(),
 		records: func(b string) refs.Records {
 			if records[b] == nil {
@@ -136,7 +141,9 @@ func newBuilder(t *testing.T, exec executor.Executor) *builder {
 			_, err := archive.Apply(ctx, dir, r)
 			return err
 		},
-	})
+	}
+	edit(&p)
+	c, err := newCore(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,6 +126,15 @@ func WithOrigin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, originKey{}, true)
 }
 
+// madeKey is a context's wish to hear of blobs.
+type madeKey struct{}
+
+// WithMade has f called with each blob that GetRemotes compresses, as soon as
+// it is in the content store, while others may still be compressed.
+func WithMade(ctx context.Context, f func(ocispecs.Descriptor)) context.Context {
+	return context.WithValue(ctx, madeKey{}, f)
+}
+
 // layer describes one layer of an image for layerLocked.
 type layer struct {
 	DiffID      digest.Digest
@@ -620,6 +629,9 @@ func (n *node) compress(ctx context.Context, c compression.Config) (desc ocispec
 		}
 		r.Variants = append(r.Variants, desc)
 	})
+	if made, ok := ctx.Value(madeKey{}).(func(ocispecs.Descriptor)); ok && err == nil {
+		made(desc)
+	}
 	return desc, err
 }
 

@@ -139,6 +139,11 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 			done(context.WithoutCancel(ctx))
 		}
 	}()
+	if o.push {
+		var uploaded func()
+		ctx, uploaded = o.pushEarly(ctx, src, info.SessionID)
+		defer uploaded()
+	}
 	desc, _, err := o.w.writer.Commit(ctx, src, info.SessionID, info.InlineCache, &opts, info.CompatibilityVersion, o.kind)
 	if err != nil {
 		return nil, nil, nil, err
