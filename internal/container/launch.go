@@ -499,6 +499,9 @@ func (s *Service) sandboxRequest(rec *Record, hostname string) network.SandboxRe
 		slices.SortFunc(rest, func(a, b network.EndpointRequest) int { return strings.Compare(a.Network, b.Network) })
 	}
 	q.Ports = portRequests(rec.Config, h)
+	for port := range rec.Config.ExposedPorts {
+		q.Exposed = append(q.Exposed, network.PortRequest{Port: port.Num(), Proto: string(port.Proto())})
+	}
 	return q
 }
 

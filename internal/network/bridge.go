@@ -315,6 +315,9 @@ func (s *Service) ruleOf(n *live) nft.Network {
 	x := nft.Network{Bridge: n.bridge(), Internal: n.Internal, NoICC: o.noICC, Trusted: o.trusted}
 	s.mu.Lock()
 	bound := n.bound
+	if o.noICC {
+		x.Links = s.linksLocked(n)
+	}
 	for i := range n.segments {
 		x.Segments = append(x.Segments, n.segmentName(i+1))
 	}

@@ -215,6 +215,52 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 	attach(t, s, "third", func(r *SandboxRequest) { r.Ports = []PortRequest{{Port: 1, Proto: "tcp", HostPort: 8080}} })
 }
 
+// Where containers do not reach each other, a link opens what its target exposes,
+// and nothing else.
+func TestLinksWithoutICC(t *testing.T) {
+	s := service(t, t.TempDir(), Options{NoICC: true, IPv6: true})
+	id := func(name string) string { return fmt.Sprintf("%064s", name) }
+	web := func() (Sandbox, *os.File) {
+		return attach(t, s, "web", func(r *SandboxRequest) { r.Exposed = []PortRequest{{Port: 80, Proto: "tcp"}} })
+	}
+	box, ns := web()
+	serve(t, ns, 80, "web")
+	serve(t, ns, 81, "hidden")
+	_, linked := attach(t, s, "linked", func(r *SandboxRequest) {
+		r.Links = []Link{{Target: id("web"), Alias: "a"}, {Target: id("web"), Alias: "b"}}
+	})
+	_, other := attach(t, s, "other", nil)
+	want := "web"
+	if !seesBridges() { // the bridge itself keeps them apart, and knows no ports
+		want = "no"
+	}
+	check := func(want string) {
+		t.Helper()
+		for _, a := range []netip.Prefix{box.Endpoints[0].IPv4, box.Endpoints[0].IPv6} {
+			for _, c := range []struct {
+				from *os.File
+				port uint16
+				want string
+			}{{linked, 80, want}, {linked, 81, "no"}, {other, 80, "no"}} {
+				if got := reaches(c.from, netip.AddrPortFrom(a.Addr(), c.port).String(), c.want); got != c.want {
+					t.Errorf("%s port %d: %q, want %q", a, c.port, got, c.want)
+				}
+			}
+		}
+	}
+	check(want)
+	if err := s.Release(ctx, id("web")); err != nil { // and started again
+		t.Fatal(err)
+	}
+	box, ns = web()
+	serve(t, ns, 80, "web")
+	check(want)
+	if _, err := s.SetLinks(ctx, id("linked"), nil); err != nil {
+		t.Fatal(err)
+	}
+	check("no")
+}
+
 // A subnet that somebody took while the bridge was away is not taken back.
 func TestDefaultSubnetTaken(t *testing.T) {
 	dir := t.TempDir()

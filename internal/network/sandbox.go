@@ -50,6 +50,7 @@ type SandboxRequest struct {
 	Ports                                   []PortRequest     `json:",omitempty"`
 	DNS, DNSSearch, DNSOptions, ExtraHosts  []string          `json:",omitempty"`
 	Links                                   []Link            `json:",omitempty"` // that are in the hosts file too; Target is an ID
+	Exposed                                 []PortRequest     `json:",omitempty"` // what links to it open
 }
 
 // Endpoint is a place on a network.
@@ -164,6 +165,9 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 		}
 	}
 	if err := s.publish(b); err != nil {
+		return out, err
+	}
+	if err := s.relink(b.Request, b.Endpoints); err != nil {
 		return out, err
 	}
 	if err := s.names(b); err != nil {
@@ -364,7 +368,7 @@ func (s *Service) Release(ctx context.Context, containerID string) error {
 	if ns != nil {
 		ns.Close()
 	}
-	err = errors.Join(err, s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(sandboxesBucket, containerID) }))
+	err = errors.Join(err, s.relink(b.Request, b.Endpoints), s.o.DB.Update(func(tx *metadb.Tx) error { return tx.Delete(sandboxesBucket, containerID) }))
 	for _, n := range nets {
 		if n != nil {
 			s.tell("disconnect", n, containerID)
@@ -413,6 +417,9 @@ func (s *Service) Connect(ctx context.Context, containerID string, q EndpointReq
 	if err := s.plug(b, n, ep, q, routes, first); err != nil {
 		return out, err
 	}
+	if err := s.relink(b.Request, []Endpoint{ep}); err != nil {
+		return out, err
+	}
 	if err := s.redirect(b, before); err != nil {
 		return out, err
 	}
@@ -441,7 +448,7 @@ func (s *Service) unplug(b *sandbox, n *live, before []nft.Port) error {
 	s.routeLocked(b)
 	left := slices.Clone(b.Endpoints)
 	s.mu.Unlock()
-	err := s.redirect(b, before)
+	err := errors.Join(s.redirect(b, before), s.relink(b.Request, []Endpoint{ep}))
 	switch {
 	case n.Driver == "bridge":
 		err = errors.Join(err, netlink.RemoveLink("og"+ep.EndpointID[:10]))
@@ -521,7 +528,59 @@ func (s *Service) Rename(ctx context.Context, containerID, name string) (Sandbox
 
 // SetLinks replaces a container's links.
 func (s *Service) SetLinks(ctx context.Context, containerID string, links []Link) (Sandbox, error) {
-	return s.amend(containerID, func(b *sandbox) { b.Request.Links = links })
+	var before SandboxRequest
+	var eps []Endpoint
+	out, err := s.amend(containerID, func(b *sandbox) {
+		before, eps = b.Request, slices.Clone(b.Endpoints)
+		b.Request.Links = links
+	})
+	if err == nil {
+		err = s.relink(before, eps)
+	}
+	return out, err
+}
+
+// relink makes the rules for links anew where a container's own, or those to it,
+// open what a network keeps closed.
+func (s *Service) relink(r SandboxRequest, eps []Endpoint) error {
+	s.mu.Lock()
+	matters := len(r.Links) > 0
+	for _, other := range s.sandboxes {
+		matters = matters || slices.ContainsFunc(other.Request.Links, func(l Link) bool { return l.Target == r.ContainerID })
+	}
+	matters = matters && slices.ContainsFunc(eps, func(e Endpoint) bool {
+		n := s.nets[e.NetworkID]
+		return n != nil && n.Driver == "bridge" && n.settings().noICC
+	})
+	s.mu.Unlock()
+	if !matters {
+		return nil
+	}
+	if err := s.syncRules(); err != nil {
+		return errdefs.New(errdefs.Internal, "link", container(r.Name), err)
+	}
+	return nil
+}
+
+// linksLocked are the ways that links open on a network.
+func (s *Service) linksLocked(n *live) (out []nft.Link) {
+	for _, b := range s.sandboxes {
+		for _, l := range b.Request.Links {
+			target := s.sandboxes[l.Target]
+			if target == nil || b.on(n.ID) < 0 || target.on(n.ID) < 0 {
+				continue
+			}
+			from, to := b.Endpoints[b.on(n.ID)], target.Endpoints[target.on(n.ID)]
+			for _, p := range target.Request.Exposed {
+				for _, pair := range [][2]netip.Prefix{{from.IPv4, to.IPv4}, {from.IPv6, to.IPv6}} {
+					if pair[0].IsValid() && pair[1].IsValid() {
+						out = append(out, nft.Link{From: pair[0].Addr(), To: netip.AddrPortFrom(pair[1].Addr(), p.Port), Proto: protocols[p.Proto]})
+					}
+				}
+			}
+		}
+	}
+	return out
 }
 
 func (s *Service) amend(containerID string, change func(*sandbox)) (Sandbox, error) {

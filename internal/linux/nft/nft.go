@@ -61,7 +61,15 @@ type Network struct {
 	Subnets  []Subnet
 	Internal bool     // no way in or out
 	NoICC    bool     // its containers do not reach each other
+	Links    []Link   // but so
 	Trusted  []string // interfaces from which containers' own addresses may be reached
+}
+
+// A Link lets one container use a port of another.
+type Link struct {
+	From  netip.Addr
+	To    netip.AddrPort
+	Proto uint8 // IPPROTO_*
 }
 
 // A Port is a published port. Without HostPort it is opened on the target's own

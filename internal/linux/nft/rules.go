@@ -212,6 +212,9 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 		add("to", jump(name, "to-"+n.Bridge))
 		add("hairpin", jump(name, "hairpin-"+n.Bridge))
 		add("bridges", nftables.SetElement{Key: name})
+		for _, l := range n.Links {
+			add("linked"+familyOf(l.From).suffix, nftables.SetElement{Key: concat(l.From.AsSlice(), l.To.Addr().AsSlice(), []byte{l.Proto, 0, 0, 0}, padded(l.To.Port()))})
+		}
 		for _, s := range n.Subnets {
 			f := familyOf(s.Prefix.Addr())
 			if s.Mode == NAT || n.Internal {
@@ -232,6 +235,8 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 	}
 	b.set(&nftables.Set{Table: b.table, Name: "bridges", KeyType: nftables.TypeIFName, KeyByteOrder: byteOrder(nftables.TypeIFName)}, elems["bridges"])
 	for _, f := range families {
+		b.set(&nftables.Set{Table: b.table, Name: "linked" + f.suffix, Concatenation: true,
+			KeyType: nftables.MustConcatSetType(f.addr, f.addr, nftables.TypeInetProto, nftables.TypeInetService)}, elems["linked"+f.suffix])
 		b.jumps("guard"+f.suffix, f.addr, true, elems["guard"+f.suffix])
 		b.jumps("out"+f.suffix, f.addr, true, elems["out"+f.suffix])
 		b.set(&nftables.Set{Table: b.table, Name: "names" + f.suffix, IsMap: true, Concatenation: true,
@@ -340,6 +345,13 @@ func (b *ruleset) forward(nets []Network) {
 			b.rule(from, notOutTo(n.Bridge), drop)
 		}
 		b.rule(to, inFrom(n.Bridge), published(), accept)
+		if len(n.Links) > 0 {
+			for _, f := range families {
+				at := r0 + f.size/2 // behind two addresses
+				b.rule(to, inFrom(n.Bridge), f.is(), []expr.Any{f.load(f.saddrOff, r0), f.load(f.daddrOff, r0+f.size/4), meta(expr.MetaKeyL4PROTO, at), destPort(at + 1), b.lookup(r0, "linked"+f.suffix)}, accept)
+			}
+			b.rule(to, inFrom(n.Bridge), neighbours(), accept)
+		}
 		if n.NoICC { // seen here where bridges pass their packets to us (br_netfilter); ports are isolated besides
 			b.rule(to, inFrom(n.Bridge), drop)
 		}
@@ -355,6 +367,13 @@ func (b *ruleset) forward(nets []Network) {
 		}
 		b.rule(to, drop)
 	}
+}
+
+// neighbours matches the question for an IPv6 neighbour, and its answer.
+func neighbours() []expr.Any {
+	return append(families[1].is(), meta(expr.MetaKeyL4PROTO, 1), eq(1, []byte{families[1].icmp}),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{135}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{136}})
 }
 
 // reach lets in what may reach a subnet's own addresses.
