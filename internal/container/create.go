@@ -58,6 +58,13 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 	if rec.Mounts, err = s.planAllMounts(rec); err != nil {
 		return "", nil, err
 	}
+	for _, m := range rec.Mounts {
+		if m.Type == mount.TypeBind && m.Options.Spec && !m.Options.CreateSource { // missing now is told now
+			if err := bindSource(m); err != nil {
+				return "", nil, err
+			}
+		}
+	}
 	for i := range rec.Mounts {
 		if o := &rec.Mounts[i].Options; q.ShallowReadOnly && !o.ReadOnlyForceRecursive {
 			o.ReadOnlyNonRecursive = true

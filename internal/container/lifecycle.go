@@ -824,6 +824,9 @@ func (s *Service) Update(ctx context.Context, ref string, u container.UpdateConf
 	if st.State == Removing || st.State == Dead {
 		return nil, errdefs.Newf(errdefs.Conflict, "", "", "cannot update container %s: it is being removed", c.id)
 	}
+	if err := checkUpdate(&old.HostConfig.Resources, &u.Resources); err != nil {
+		return nil, err
+	}
 	h := *old.HostConfig
 	mergeResources(&h.Resources, &u.Resources)
 	if u.RestartPolicy.Name != "" {
@@ -856,25 +859,39 @@ func (s *Service) Update(ctx context.Context, ref string, u container.UpdateConf
 	return warnings, nil
 }
 
+// checkUpdate refuses, as Docker does, what would change a limit that nobody
+// spoke of.
+func checkUpdate(old, u *container.Resources) error {
+	conflict := func(hint, format string, args ...any) error {
+		return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "", format, args...), hint)
+	}
+	for what, clash := range map[string]bool{"Period": old.CPUPeriod > 0, "Quota": old.CPUQuota > 0} {
+		if clash && u.NanoCPUs > 0 {
+			return conflict("update --cpu-quota and --cpu-period instead of --cpus", "Conflicting options: Nano CPUs cannot be updated as CPU %s has already been set", what)
+		}
+	}
+	for what, wanted := range map[string]bool{"Period": u.CPUPeriod > 0, "Quota": u.CPUQuota > 0} {
+		if wanted && old.NanoCPUs > 0 {
+			return conflict("update --cpus instead", "Conflicting options: CPU %s cannot be updated as NanoCPUs has already been set", what)
+		}
+	}
+	if u.Memory > 0 && u.MemorySwap == 0 && old.MemorySwap > 0 && u.Memory > old.MemorySwap {
+		return conflict("add --memory-swap", "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+	}
+	return nil
+}
+
 // mergeResources takes over what the update sets.
 func mergeResources(to, u *container.Resources) {
 	set(&to.BlkioWeight, u.BlkioWeight)
 	set(&to.CPUShares, u.CPUShares)
-	if u.NanoCPUs != 0 {
-		to.NanoCPUs, to.CPUPeriod, to.CPUQuota = u.NanoCPUs, 0, 0
-	}
-	if u.CPUPeriod != 0 || u.CPUQuota != 0 {
-		to.NanoCPUs = 0
-	}
+	set(&to.NanoCPUs, u.NanoCPUs)
 	set(&to.CPUPeriod, u.CPUPeriod)
 	set(&to.CPUQuota, u.CPUQuota)
 	set(&to.CpusetCpus, u.CpusetCpus)
 	set(&to.CpusetMems, u.CpusetMems)
 	set(&to.Memory, u.Memory)
 	set(&to.MemorySwap, u.MemorySwap)
-	if u.Memory > 0 && u.MemorySwap == 0 && to.MemorySwap > 0 && to.MemorySwap < u.Memory {
-		to.MemorySwap = 2 * u.Memory
-	}
 	set(&to.MemoryReservation, u.MemoryReservation)
 	set(&to.CPURealtimePeriod, u.CPURealtimePeriod)
 	set(&to.CPURealtimeRuntime, u.CPURealtimeRuntime)

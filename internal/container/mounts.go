@@ -208,7 +208,7 @@ func bindOptions(m *Mount, opts string) error {
 			kind = "consistency"
 		case "private", "rprivate", "shared", "rshared", "slave", "rslave":
 			if m.Type != mount.TypeBind {
-				return invalid(`invalid mode: %s`, clip(opts))
+				return invalid("invalid mount config for type %q: propagation (%s) is for bind mounts", string(m.Type), o)
 			}
 			kind, m.Propagation = "propagation", mount.Propagation(o)
 		default:

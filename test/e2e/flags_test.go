@@ -284,6 +284,7 @@ func detachKeys(t *testing.T, e *engine) {
 // updatedLimits: update changes the limits of a running container.
 func updatedLimits(t *testing.T, e *engine) {
 	e.do("run", "-d", "--name", "limited", "--memory", "64m", "busybox", "sleep", "1000")
+	e.refuse(1, []string{"memoryswap", "add --memory-swap"}, "update", "--memory", "256m", "limited") // twice the memory is the limit with swap
 	in := func(script string) string { return e.do("exec", "limited", "sh", "-c", limit+script) }
 	e.do("update", "--memory", "96m", "--memory-swap", "128m", "--memory-reservation", "48m", "--cpus", "0.7", "--cpu-shares", "2048", "--cpuset-cpus", "0", "--pids-limit", "44", "--restart", "always", "limited")
 	equal(t, in("limit memory/memory.limit_in_bytes memory.max; limit memory/memory.soft_limit_in_bytes memory.low; limit pids/pids.max pids.max; limit cpuset/cpuset.cpus cpuset.cpus"), "100663296\n50331648\n44\n0")
@@ -291,9 +292,10 @@ func updatedLimits(t *testing.T, e *engine) {
 		t.Errorf("processors: %q", got)
 	}
 	equal(t, e.do("inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}", "limited"), "100663296 always")
-	// A quota replaces the number of CPUs; no limit is a limit too.
-	e.do("update", "--cpu-quota", "20000", "--cpu-period", "50000", "--pids-limit", "-1", "--memory-swap", "-1", "limited")
-	if got := in("limit cpu/cpu.cfs_quota_us cpu.max; limit pids/pids.max pids.max"); !regexp.MustCompile(`^20000( 50000)?\nmax$`).MatchString(got) {
+	// CPUs are counted or have a quota; no limit is a limit too.
+	e.refuse(1, []string{"NanoCPUs has already been set"}, "update", "--cpu-quota", "20000", "limited")
+	e.do("update", "--cpus", "0.2", "--pids-limit", "-1", "--memory-swap", "-1", "limited")
+	if got := in("limit cpu/cpu.cfs_quota_us cpu.max; limit pids/pids.max pids.max"); !regexp.MustCompile(`^20000( 100000)?\nmax$`).MatchString(got) {
 		t.Errorf("quota: %q", got)
 	}
 	e.refuse(1, []string{"larger than memory limit"}, "update", "--memory", "256m", "--memory-swap", "128m", "limited")
@@ -346,6 +348,8 @@ func refusedFlags(e *engine) {
 	}
 	e.refuse(125, []string{"unresolvable CDI devices"}, "run", "--rm", "--device", "example.org/dev=two", "busybox", "true")
 	e.refuse(125, []string{"could not select device driver", "[[gpu tea]]"}, "run", "--rm", "--gpus", "capabilities=tea", "busybox", "true")
+	e.refuse(1, []string{"bind source path does not exist: /nowhere"}, "create", "--mount", "type=bind,source=/nowhere,target=/x", "busybox")
+	e.refuse(125, []string{"invalid mount config", "bind mounts"}, "run", "--rm", "-v", "named:/x:shared", "busybox", "true")
 	e.refuse(125, []string{"has hooks"}, "run", "--rm", "--gpus", "device=hooked", "busybox", "true")
 	// Weights work where the disk's scheduler is BFQ; the error names the file.
 	if b, _ := os.ReadFile("/sys/block/" + filepath.Base(blockDevice()) + "/queue/scheduler"); !strings.Contains(string(b), "[bfq]") && cgroupVersion() == "v1" {
