@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -29,6 +30,7 @@ import (
 	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/events"
 	"github.com/onggi/onggi/internal/image"
+	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/ocispec"
 	"github.com/onggi/onggi/internal/registry"
 )
@@ -84,7 +86,7 @@ func (s *Server) info(c *call) error {
 	has := func(name string) bool { return slices.Contains(e.Controllers, name) }
 	v := systemtypes.Info{
 		ID: e.ID, Containers: running + paused + stopped, ContainersRunning: running, ContainersPaused: paused, ContainersStopped: stopped, Images: len(images),
-		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", "overlayfs"}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
+		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", filesystem(e.Root)}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
 		Plugins:     systemtypes.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: container.LogDrivers()},
 		MemoryLimit: has("memory"), SwapLimit: has("memory"), CPUCfsPeriod: has("cpu"), CPUCfsQuota: has("cpu"), CPUShares: has("cpu"), CPUSet: has("cpuset"), PidsLimit: has("pids"),
 		IPv4Forwarding: firstLine("/proc/sys/net/ipv4/ip_forward") == "1", Debug: e.Debug, NFd: openFiles(), NGoroutines: runtime.NumGoroutine(),
@@ -561,3 +563,17 @@ func platformOf(ctx context.Context, repo *registry.Repository, raw []byte, medi
 }
 
 const maxConfig = 8 << 20
+
+// filesystem is what Docker calls the file system that a path is on.
+func filesystem(path string) string {
+	magic, err := linux.FilesystemOf(path)
+	if err != nil {
+		return "unknown"
+	}
+	for name, m := range map[string]int64{"extfs": 0xef53, "xfs": 0x58465342, "btrfs": 0x9123683e, "tmpfs": 0x01021994, "zfs": 0x2fc12fc1, "overlayfs": 0x794c7630, "f2fs": 0xf2f52010} {
+		if m == magic {
+			return name
+		}
+	}
+	return fmt.Sprintf("%#x", magic)
+}

@@ -256,8 +256,14 @@ func (r *Repository) wrap(op, tagOrDigest string, err error) error {
 	return wrapped
 }
 
+// hubHost serves what no registry is named for.
+const hubHost = "registry-1.docker.io"
+
 // unresolved says what to look at where a registry's name has no address.
 func unresolved(err *net.DNSError) string {
+	if err.Name == hubHost {
+		return "see whether this machine has a name server and reaches Docker Hub; without, onggi image bootstrap busybox (or debian:bookworm) makes a base image"
+	}
 	if err.IsNotFound {
 		return "check the spelling of " + err.Name + ", and that your name server knows it"
 	}

@@ -262,7 +262,7 @@ func (c *Client) endpoints(ctx context.Context, domain string, write bool) ([]*e
 	}
 	host := domain
 	if domain == reference.DefaultDomain {
-		host = "registry-1.docker.io"
+		host = hubHost
 	}
 	e := &endpoint{base: url.URL{Scheme: "https", Host: host}}
 	if c.IsInsecure(host) || c.insecureByAddress(ctx, host) {

@@ -138,6 +138,7 @@ func TestUnresolvedHints(t *testing.T) {
 		err  net.DNSError
 		want string
 	}{
+		{net.DNSError{Err: "no such host", Name: "registry-1.docker.io", IsNotFound: true}, "onggi image bootstrap"},
 		{net.DNSError{Err: "no such host", Name: "registry.example.invalid", IsNotFound: true}, "spelling of registry.example.invalid"},
 		{net.DNSError{Err: "i/o timeout", Name: "registry.example.invalid", IsTimeout: true}, "name server"},
 	} {
