@@ -59,37 +59,87 @@ func (s *Service) locate(ctx context.Context, c *Container, p string, write bool
 			f.Close()
 		}
 	}
+	follow := write || meansDir(p)
+	for range maxLinks {
+		pl, next, err := s.mounted(rec, root, clean, follow)
+		if err != nil || pl != nil {
+			root.Close()
+			return pl, err
+		}
+		if next == "" {
+			return &place{root: root, path: clean, writable: !rec.HostConfig.ReadonlyRootfs}, nil
+		}
+		clean = next
+	}
+	root.Close()
+	return nil, invalid("%s in container %s: too many levels of symbolic links", clip(p), c.id)
+}
+
+// maxLinks is the kernel's own bound.
+const maxLinks = 40
+
+// mounted finds what of a container that does not run would be mounted at p:
+// the place, or the path to look at next where a link in the mount leads out of
+// it. Neither means that p is in the root.
+func (s *Service) mounted(rec *Record, root *os.File, p string, follow bool) (pl *place, next string, err error) {
 	// Links in the image may lead to a mount: resolve as far as exists first.
-	real := resolveIn(root, clean)
+	real := resolveIn(root, p)
 	if dir, name := path.Split(real); dir == "/etc/" && slices.Contains([]string{"hosts", "hostname", "resolv.conf"}, name) {
 		if f, err := os.Open(s.dir(rec.ID)); err == nil {
 			if _, err := linux.OpenPathInRoot(f, name); err == nil {
-				root.Close()
-				return &place{root: f, path: "/" + name, writable: true}, nil
+				return &place{root: f, path: "/" + name, writable: true}, "", nil
 			}
 			f.Close()
 		}
 	}
-	if m, rest, ok := mountAt(rec.Mounts, real); ok {
-		src := m.Source
-		if m.Type == mount.TypeVolume {
-			v, err := s.o.Volumes.Get(m.Name)
-			if err != nil {
-				root.Close()
-				return nil, err
-			}
-			src = v.Mountpoint
-		}
-		if st, err := os.Stat(src); err == nil && st.IsDir() {
-			root.Close()
-			f, err := os.Open(src)
-			if err != nil {
-				return nil, err
-			}
-			return &place{root: f, path: rest, writable: !m.ReadOnly}, nil
-		}
+	m, rest, ok := mountAt(rec.Mounts, real)
+	if !ok {
+		return nil, "", nil
 	}
-	return &place{root: root, path: clean, writable: !rec.HostConfig.ReadonlyRootfs}, nil
+	src := m.Source
+	if m.Type == mount.TypeVolume {
+		v, err := s.o.Volumes.Get(m.Name)
+		if err != nil {
+			return nil, "", err
+		}
+		src = v.Mountpoint
+	}
+	if st, err := os.Stat(src); err != nil || !st.IsDir() {
+		return nil, "", nil
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		return nil, "", err
+	}
+	if next := linkIn(f, m.Destination, rest, follow); next != "" {
+		f.Close()
+		return nil, next, nil
+	}
+	return &place{root: f, path: rest, writable: !m.ReadOnly}, "", nil
+}
+
+// linkIn finds the first link on the way to p below dir, which is mounted at
+// the container's path at, and returns the container's path that it leads to.
+func linkIn(dir *os.File, at, p string, follow bool) string {
+	done := "/"
+	for rest := strings.TrimPrefix(p, "/"); rest != ""; {
+		var name string
+		if name, rest, _ = strings.Cut(rest, "/"); rest == "" && !follow {
+			return ""
+		}
+		_, target, err := linux.StatInRoot(dir, path.Join(done, name), false)
+		if err != nil {
+			return ""
+		}
+		if target != "" {
+			if !path.IsAbs(target) {
+				target = path.Join(at, done, target)
+			}
+			return path.Join(target, rest)
+		}
+		done = path.Join(done, name)
+	}
+	return ""
 }
 
 // resolveIn follows the links of a path's existing part.

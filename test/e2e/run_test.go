@@ -99,6 +99,18 @@ func TestContainers(t *testing.T) {
 		e.do("commit", "-m", "by test", "box", "boxed:1")
 		equal(t, e.do("run", "--rm", "boxed:1", "sh", "-c", "cat /tmp/made; ls /etc/passwd 2>/dev/null || echo gone"), "made\ngone")
 		e.do("rm", "-f", "box")
+		// A link in a volume means a path of the container, also before the start.
+		e.do("run", "--rm", "-v", "links:/v", "busybox", "sh", "-c", "mkdir /v/d; echo kept >/v/d/f; ln -s /root /v/out; ln -s d /v/in; ln -s /v/loop /v/loop")
+		e.do("create", "--name", "still", "--read-only", "-v", "links:/v", "busybox", "true")
+		e.do("cp", "still:/v/in/f", dir+"/linked")
+		data, _ = os.ReadFile(dir + "/linked")
+		equal(t, string(data), "kept\n")
+		e.refuse(1, []string{"container rootfs is marked read-only"}, "cp", dir+"/linked", "still:/v/out/")
+		e.do("cp", dir+"/linked", "still:/v/in/")
+		equal(t, e.do("run", "--rm", "-v", "links:/v", "busybox", "cat", "/v/d/linked"), "kept")
+		e.refuse(1, []string{"symbolic links"}, "cp", "still:/v/loop/f", dir)
+		e.do("rm", "-v", "still")
+		e.do("volume", "rm", "links")
 	})
 	t.Run("volumes", func(t *testing.T) {
 		e.do("volume", "create", "kept")
