@@ -270,7 +270,7 @@ func setupTag(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 func setupRmi(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	force := f.BoolP("force", "f", false, "also where stopped containers use them")
 	noPrune := f.Bool("no-prune", false, "keep untagged parents")
-	f.StringArray("platform", nil, "accepted for Docker's sake")
+	platforms := f.StringArray("platform", nil, "only if the image is for this platform")
 	return func(ctx context.Context, args []string) error {
 		q := url.Values{}
 		if *force {
@@ -278,6 +278,9 @@ func setupRmi(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		if *noPrune {
 			q.Set("noprune", "1")
+		}
+		if len(*platforms) > 0 {
+			q["platforms"] = *platforms
 		}
 		return e.each(args, func(name string) error {
 			var gone []api.Removed
@@ -349,8 +352,16 @@ func setupSave(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 func setupLoad(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	input := f.StringP("input", "i", "", "read this file")
 	quiet := f.BoolP("quiet", "q", false, "no progress")
-	f.StringArray("platform", nil, "accepted for Docker's sake")
+	platforms := f.StringArray("platform", nil, "one platform only")
 	return func(ctx context.Context, args []string) error {
+		q := url.Values{"quiet": {map[bool]string{true: "1", false: "0"}[*quiet]}}
+		switch len(*platforms) {
+		case 0:
+		case 1:
+			q["platform"] = *platforms
+		default:
+			return flagError("platform", strings.Join(*platforms, ","), "an image has one platform here")
+		}
 		in := io.Reader(e.in)
 		if *input != "" {
 			file, err := os.Open(*input)
@@ -362,7 +373,7 @@ func setupLoad(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		} else if isTerminal(e.in) {
 			return &hinted{errors.New("an archive is expected on standard input, not a terminal"), "onggi load -i FILE"}
 		}
-		resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/load", Query: url.Values{"quiet": {map[bool]string{true: "1", false: "0"}[*quiet]}},
+		resp, err := e.do(ctx, api.Request{Method: "POST", Path: "/images/load", Query: q,
 			Header: map[string]string{"Content-Type": "application/x-tar"}, Body: in})
 		if err != nil {
 			return err

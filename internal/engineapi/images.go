@@ -46,8 +46,9 @@ func parseRef(s string) (reference.Ref, error) {
 }
 
 // platform reads the query's platform, as "os/arch" or as JSON; nil without one.
-func (c *call) platform() (*ocispec.Platform, error) {
-	v := c.query("platform")
+func (c *call) platform() (*ocispec.Platform, error) { return parsePlatform(c.query("platform")) }
+
+func parsePlatform(v string) (*ocispec.Platform, error) {
 	if v == "" {
 		return nil, nil
 	}
@@ -128,6 +129,15 @@ func (s *Server) imageList(c *call) error {
 	return c.json(http.StatusOK, out)
 }
 
+// isFor refuses another platform than the image's. An image has one here.
+func isFor(img image.Image, name string, p *ocispec.Platform) error {
+	if p == nil || ocispec.Matches(*p, img.Config.Platform) {
+		return nil
+	}
+	return errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+		clip(name), ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*p))
+}
+
 func (s *Server) imageInspect(c *call) error {
 	img, err := s.o.Images.Get(c.path["name"])
 	if err != nil {
@@ -138,9 +148,8 @@ func (s *Server) imageInspect(c *call) error {
 		if err != nil {
 			return err
 		}
-		if p != nil && !ocispec.Matches(*p, img.Config.Platform) {
-			return errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
-				clip(c.path["name"]), ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*p))
+		if err := isFor(img, c.path["name"], p); err != nil {
+			return err
 		}
 	}
 	v := imagetypes.InspectResponse{
@@ -440,6 +449,23 @@ func (s *Server) imageRemove(c *call) error {
 	name := c.path["name"]
 	if strings.TrimSpace(name) == "" {
 		return invalid("image name cannot be blank")
+	}
+	switch wanted := c.r.URL.Query()["platforms"]; len(wanted) {
+	case 0:
+	case 1:
+		p, err := parsePlatform(wanted[0])
+		if err != nil {
+			return err
+		}
+		img, err := s.o.Images.Get(name)
+		if err != nil {
+			return err
+		}
+		if err := isFor(img, name, p); err != nil {
+			return err
+		}
+	default:
+		return invalid("multiple platforms are not supported")
 	}
 	list, err := s.o.Images.Remove(c.ctx(), name, image.RemoveOptions{Force: c.boolean("force"), NoPrune: c.boolean("noprune"), InUse: s.o.Containers.UsersOfImage})
 	if err != nil {

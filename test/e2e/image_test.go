@@ -52,8 +52,10 @@ func TestImageTravels(t *testing.T) {
 	// As a file.
 	file := filepath.Join(t.TempDir(), "saved.tar")
 	two.do("save", "-o", file, name)
+	one.refuse(1, []string{"does not match the specified platform (linux/s390x)"}, "rmi", "--platform", "linux/s390x", name)
 	one.do("rmi", "-f", id)
 	one.refuse(1, []string{"No such image"}, "history", name)
+	one.refuse(1, []string{"linux/s390x"}, "load", "--platform", "linux/s390x", "-i", file)
 	if out := one.do("load", "-i", file); !strings.Contains(out, "Loaded image: "+name) {
 		t.Errorf("load: %s", out)
 	}
