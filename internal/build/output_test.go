@@ -177,3 +177,26 @@ func TestHistory(t *testing.T) {
 		t.Errorf("%d of 2 builds failed", failed)
 	}
 }
+
+// An output directory that is to hold the result only has a directory for each
+// platform, and loses the rest.
+func TestOutputReplacesADirectory(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	dest := t.TempDir()
+	os.MkdirAll(filepath.Join(dest, "linux_amd64"), 0o755)
+	for _, stale := range []string{"stale", "linux_amd64/stale"} {
+		if err := os.WriteFile(filepath.Join(dest, stale), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := b.build(t.Context(), buildOptions{dir: contextDir(t, outputFiles), attrs: map[string]string{"platform": "linux/amd64,linux/arm64"},
+		output: client.ExportEntry{Type: "local", OutputDir: dest, Attrs: map[string]string{"mode": "delete"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]bool{"linux_amd64/dir/one": true, "linux_arm64/two": true, "stale": false, "linux_amd64/stale": false} {
+		if _, err := os.Stat(filepath.Join(dest, p)); (err == nil) != want {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+}
