@@ -283,13 +283,17 @@ func makeLink(ns *os.File, e Endpoint) error {
 
 // Attributes of linux/if_link.h that package syscall lacks.
 const (
+	iflaAFSpec      = 26
 	iflaNetNSFD     = 28
 	iflaNumTxQueues = 31
 	iflaNumRxQueues = 32
+
+	iflaInet6AddrGenMode = 8
+	in6AddrGenModeNone   = 1
 )
 
 // makeVeth makes a pair, one end up on the bridge and the other in the namespace,
-// in one message: netlink.LinkAdd needs four. One queue each, as the sending side
+// in two messages: netlink.LinkAdd needs four. One queue each, as the sending side
 // takes no lock; the kernel makes one for every processor (Linux 5.17).
 func makeVeth(ns *os.File, e Endpoint) error {
 	q := nl.NewNetlinkRequest(syscall.RTM_NEWLINK, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL|syscall.NLM_F_ACK)
@@ -316,7 +320,26 @@ func makeVeth(ns *os.File, e Endpoint) error {
 	q.AddData(nl.NewRtAttr(iflaNumTxQueues, nl.Uint32Attr(1)))
 	q.AddData(nl.NewRtAttr(iflaNumRxQueues, nl.Uint32Attr(1)))
 	q.AddData(info)
+	if _, err := q.Execute(syscall.NETLINK_ROUTE, 0); err != nil {
+		return err
+	}
+	return noLinkLocal(e.HostName)
+}
+
+// noLinkLocal keeps a port of a bridge from having an IPv6 address, which it would
+// announce to all other ports. It has no carrier, and so no address, before the
+// other end is up.
+func noLinkLocal(port string) error {
+	q := nl.NewNetlinkRequest(syscall.RTM_SETLINK, syscall.NLM_F_ACK)
+	q.AddData(nl.NewIfInfomsg(syscall.AF_UNSPEC))
+	q.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(port)))
+	spec := nl.NewRtAttr(iflaAFSpec, nil)
+	spec.AddRtAttr(syscall.AF_INET6, nil).AddRtAttr(iflaInet6AddrGenMode, []byte{in6AddrGenModeNone})
+	q.AddData(spec)
 	_, err := q.Execute(syscall.NETLINK_ROUTE, 0)
+	if errors.Is(err, syscall.EAFNOSUPPORT) { // a kernel without IPv6
+		return nil
+	}
 	return err
 }
 
