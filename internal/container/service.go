@@ -152,7 +152,7 @@ func New(o Options) (*Service, error) {
 	if err := os.MkdirAll(o.Root, 0o700); err != nil {
 		return nil, err
 	}
-	if err := makeMountPoints(s.dir(mountPoints)); err != nil {
+	if err := makeStubs(s.stubs()); err != nil {
 		return nil, err
 	}
 	err := o.DB.View(func(tx *metadb.Tx) (err error) {

@@ -8,13 +8,15 @@ import (
 	"github.com/onggi/onggi/internal/snapshot"
 )
 
-// mountPoints is the name of a directory with the places where something is
-// mounted in every container, and with the file by which programs know that they
-// run in one. It lies under an image's layers: a start makes nothing in the
-// container's own layer, and neither diff nor commit see any of it.
-const mountPoints = "mountpoints"
+// stubs is a directory with the places where something is mounted in every
+// container, and with the file by which programs know that they run in one. It
+// lies under an image's layers: a start makes nothing in the container's own
+// layer, and neither diff nor commit see any of it.
+func (s *Service) stubs() string {
+	return filepath.Join(filepath.Dir(s.o.Root), "mountpoints")
+}
 
-func makeMountPoints(dir string) error {
+func makeStubs(dir string) error {
 	for _, d := range []string{"dev", "etc", "proc", "sys"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
@@ -32,6 +34,6 @@ func makeMountPoints(dir string) error {
 
 // mountRoot mounts the root of a container that does not run, or not yet.
 func (s *Service) mountRoot(ctx context.Context, id string, o snapshot.MountOptions) (*os.File, error) {
-	o.Under = []string{s.dir(mountPoints)}
+	o.Under = []string{s.stubs()}
 	return s.o.Snapshots.MountFD(ctx, id, o)
 }
