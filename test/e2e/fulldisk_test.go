@@ -60,9 +60,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	e.do("ps", "-a")
 	e.do("inspect", "filler")
-	// So does what makes room.
+	// So does what makes room: in a moment, as files are deleted in the background.
 	e.do("rm", "filler")
-	e.do("run", "--rm", "busybox", "true")
+	e.until("room", "run", "--rm", "busybox", "echo", "room")
+	e.until("room", "run", "--rm", "busybox", "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null && echo room")
 	if r := e.tryIn(strings.NewReader(tarball), "import", "-", "again"); r.code != 0 {
 		t.Errorf("import with room: %s", r.err)
 	}
