@@ -89,7 +89,8 @@ func nextAddr(subnet, within netip.Prefix, used map[netip.Addr]bool) (netip.Addr
 		}
 		return a, nil
 	}
-	return netip.Addr{}, errdefs.Newf(errdefs.Exhausted, "find", "an address", "all addresses of %s are in use", within)
+	return netip.Addr{}, errdefs.WithHint(errdefs.Newf(errdefs.Exhausted, "find", "an address", "all addresses of %s are in use", within),
+		"remove containers, or use a larger network: onggi network create --subnet 10.123.0.0/16 NAME")
 }
 
 // broadcast is the last address of an IPv4 subnet; none for IPv6.

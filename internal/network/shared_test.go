@@ -430,7 +430,7 @@ func TestStatus(t *testing.T) {
 	check(5, 1, 2)
 	attach(t, s, "a", on("n"))
 	check(6, 0, 3)
-	if _, err := s.Attach(ctx, SandboxRequest{ContainerID: "x", Name: "x", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "n"}}}); !errdefs.Is(err, errdefs.Exhausted) {
+	if _, err := s.Attach(ctx, SandboxRequest{ContainerID: "x", Name: "x", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "n"}}}); !errdefs.Is(err, errdefs.Exhausted) || errdefs.HintOf(err) == "" {
 		t.Errorf("beyond the range: %v", err)
 	}
 	attach(t, s, "b", func(r *SandboxRequest) {
