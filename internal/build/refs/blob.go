@@ -457,10 +457,7 @@ func (s *Store) Layers(ctx context.Context, ref cache.ImmutableRef, sess session
 	if err != nil {
 		return nil, err
 	}
-	if err := r.n.finalize(ctx); err != nil {
-		return nil, err
-	}
-	if err := r.n.unpack(ctx, r.handlers, sess); err != nil {
+	if err := r.n.complete(ctx, r.handlers, sess); err != nil {
 		return nil, err
 	}
 	var out []Layer

@@ -74,10 +74,7 @@ func (s *Store) Diff(ctx context.Context, lower, upper cache.ImmutableRef, _ pro
 func (s *Store) stack(ctx context.Context, base *node, add []*node, h cache.DescHandlers) (_ cache.ImmutableRef, err error) {
 	top := base
 	if base != nil {
-		if err := base.finalize(ctx); err != nil {
-			return nil, err
-		}
-		if err := base.unpack(ctx, h, nil); err != nil {
+		if err := base.complete(ctx, h, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -108,10 +105,7 @@ func (s *Store) stack(ctx context.Context, base *node, add []*node, h cache.Desc
 }
 
 func (s *Store) stackOne(ctx context.Context, below, src *node, h cache.DescHandlers) (*immutableRef, error) {
-	if err := src.finalize(ctx); err != nil {
-		return nil, err
-	}
-	if err := src.unpack(ctx, h, nil); err != nil {
+	if err := src.complete(ctx, h, nil); err != nil {
 		return nil, err
 	}
 	id := identity.NewID()

@@ -318,6 +318,14 @@ func (n *node) ready(ctx context.Context, h cache.DescHandlers, sess session.Gro
 	return n.unpack(ctx, h, sess)
 }
 
+// complete makes the node one that does not change, with its files on the disk.
+func (n *node) complete(ctx context.Context, h cache.DescHandlers, sess session.Group) error {
+	if err := n.finalize(ctx); err != nil {
+		return err
+	}
+	return n.unpack(ctx, h, sess)
+}
+
 // finalizeIfStacked finalizes unless the node may be taken up again as a
 // mutable one, which only nodes without a parent are.
 func (n *node) finalizeIfStacked(ctx context.Context) error {

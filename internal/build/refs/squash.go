@@ -17,10 +17,7 @@ func (s *Store) Squash(ctx context.Context, ref cache.ImmutableRef, keep int, se
 	if err != nil {
 		return nil, err
 	}
-	if err := r.n.finalize(ctx); err != nil {
-		return nil, err
-	}
-	if err := r.n.unpack(ctx, r.handlers, sess); err != nil {
+	if err := r.n.complete(ctx, r.handlers, sess); err != nil {
 		return nil, err
 	}
 	nodes := r.n.layers()
