@@ -160,8 +160,8 @@ func newRig(t *testing.T) *rig {
 	return &rig{t, root, store, src}
 }
 
-// take is one build's use of dir: where the copy lies, and its content hash.
-func (r *rig) take(dir string, ignore ...string) (copy string, sum digest.Digest, id string) {
+// snapshot is what a build is given of dir.
+func (r *rig) snapshot(dir string, build solver.JobContext, ignore ...string) cache.ImmutableRef {
 	r.t.Helper()
 	f, err := os.Open(dir)
 	if err != nil {
@@ -176,12 +176,19 @@ func (r *rig) take(dir string, ignore ...string) (copy string, sum digest.Digest
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ref, err := in.Snapshot(r.t.Context(), job{})
+	ref, err := in.Snapshot(r.t.Context(), build)
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return ref
+}
+
+// take is one build's use of dir: where the copy lies, and its content hash.
+func (r *rig) take(dir string, ignore ...string) (copy string, sum digest.Digest, id string) {
+	r.t.Helper()
+	ref := r.snapshot(dir, job{}, ignore...)
 	defer ref.Release(context.Background())
-	sum, err = contenthash.Checksum(r.t.Context(), ref, "/", contenthash.ChecksumOpts{}, nil)
+	sum, err := contenthash.Checksum(r.t.Context(), ref, "/", contenthash.ChecksumOpts{}, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -429,23 +436,7 @@ func (b buildOf) Cleanup(f func() error) error {
 // keep is one build's use of dir, whose files can be moved.
 func (r *rig) keep(dir string) (*Kept, cache.ImmutableRef) {
 	r.t.Helper()
-	f, err := os.Open(dir)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	forget, err := r.src.dirs.Give("s", map[string]*os.File{"context": f})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer forget()
-	in, err := r.src.Resolve(r.t.Context(), &local.LocalIdentifier{Name: "context", SessionID: "s"}, nil, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	ref, err := in.Snapshot(r.t.Context(), buildOf{t: r.t})
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	ref := r.snapshot(dir, buildOf{t: r.t})
 	kept := r.store.LenderOf(ref).(*Kept)
 	for _, it := range kept.files {
 		it.racy = false // nothing changes here within a tick of the clock
