@@ -153,6 +153,12 @@ var elsewhere = map[string]string{
 
 func TestRunFlags(t *testing.T) {
 	dir := t.TempDir()
+	t.Cleanup(func() { // the parent of a container's control group is its user's
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/onggi-e2e-parent")
+		for _, g := range append(groups, "/sys/fs/cgroup/onggi-e2e-parent") {
+			os.Remove(g)
+		}
+	})
 	e := newEngine(t, "--cdi-spec-dir", filepath.Join(dir, "cdi"))
 	e.busybox()
 	os.Chmod(filepath.Dir(dir), 0o755)
