@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -182,7 +185,8 @@ func (l *link) dead() bool {
 
 // introduce hands over what a new keeper does not have, and asks for events.
 func (c *Client) introduce(ctx context.Context, l *link, hand map[string]keptProcess) error {
-	for name, k := range hand {
+	for _, name := range handOrder(hand) {
+		k := hand[name]
 		mask, fds := k.fds.list()
 		_, err := l.ask(ctx, opAdopt, func(e *enc) { e.str(name); e.u(mask) }, fds...)
 		if err != nil {
@@ -191,6 +195,22 @@ func (c *Client) introduce(ctx context.Context, l *link, hand map[string]keptPro
 	}
 	_, err := l.ask(ctx, opSubscribe, nil)
 	return err
+}
+
+// handOrder gives the names in the order they are to be adopted in: staging pipes
+// first, since whoever takes a process over finishes its batch at once.
+func handOrder(hand map[string]keptProcess) []string {
+	return slices.SortedFunc(maps.Keys(hand), func(a, b string) int {
+		_, aStage := stageOfName(a)
+		_, bStage := stageOfName(b)
+		switch {
+		case aStage && !bStage:
+			return -1
+		case bStage && !aStage:
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
 }
 
 // keep remembers duplicates, unless there are newer ones.   Preconditions: c.mu is held.

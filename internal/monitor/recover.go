@@ -168,6 +168,7 @@ func (s *server) adoptStage(i int, kept keptFDs) {
 			return
 		}
 		l.stage.inherit(kept)
+		s.keepStage(i) // or the next worker would count what is in another pipe
 	})
 }
 

@@ -99,3 +99,16 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+// A process that is taken over before the staging pipe of its batch has that
+// batch logged twice.
+func TestStagingPipesAreHandedOverFirst(t *testing.T) {
+	hand := map[string]keptProcess{stageName(1): {}, stageName(0): {}}
+	for _, name := range []string{"", "!", "0", "web", web.file()} {
+		hand[name] = keptProcess{}
+	}
+	got := handOrder(hand)
+	if len(got) != len(hand) || got[0] != stageName(0) || got[1] != stageName(1) {
+		t.Errorf("order %q", got)
+	}
+}

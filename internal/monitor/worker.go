@@ -58,7 +58,9 @@ func runWorker(execRoot string, launch launcher) error {
 		return err
 	}
 	s.id, s.keeper = id, newConn(link)
-	s.keepStages()
+	for i := range s.loops {
+		s.keepStage(i)
+	}
 	if err := s.load(kept); err != nil {
 		return err
 	}
@@ -124,13 +126,14 @@ func openStages(dir records, kept map[string]keptFDs) ([]*stage, error) {
 	return stages, nil
 }
 
-// keepStages gives the keeper the staging pipes.
-func (s *server) keepStages() {
-	for i, l := range s.loops {
-		k := l.stage.kept()
-		mask, fds := k.list()
-		s.keeper.send(keptMessage(stageName(i), 0, mask), fds...)
+// keepStage gives the keeper the staging pipe of loop i.
+func (s *server) keepStage(i int) {
+	if s.keeper == nil {
+		return
 	}
+	k := s.loops[i].stage.kept()
+	mask, fds := k.list()
+	s.keeper.send(keptMessage(stageName(i), 0, mask), fds...)
 }
 
 func (s *stage) kept() keptFDs {
