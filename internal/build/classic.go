@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/identity"
 	fstypes "github.com/tonistiigi/fsutil/types"
@@ -170,7 +172,7 @@ func (c *core) classicSolve(ctx context.Context, r ClassicRequest) (_ *controlap
 		drop()
 		return nil, nil, errdefs.New(errdefs.Invalid, "build", "context", err)
 	}
-	if err := singleDockerfile(dir, r.Dockerfile); err != nil {
+	if err := checkDockerfile(dir, r); err != nil {
 		drop()
 		return nil, nil, err
 	}
@@ -183,26 +185,30 @@ func (c *core) classicSolve(ctx context.Context, r ClassicRequest) (_ *controlap
 	return req, func() { end(); drop() }, nil
 }
 
-// singleDockerfile says early, and by name, what else the solver would say
-// late and by an internal path.
-func singleDockerfile(dir, name string) error {
-	if name == "" {
-		name = "Dockerfile"
-	}
+// checkDockerfile says early, with a status of its own, what else the solver
+// would say late, and of a missing file by an internal path.
+func checkDockerfile(dir string, r ClassicRequest) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if _, err := root.Lstat(strings.TrimPrefix(filepath.Clean(name), "/")); err != nil && name == "Dockerfile" {
-		if _, err2 := root.Lstat("dockerfile"); err2 == nil {
-			return nil
-		}
+	name := cmp.Or(r.Dockerfile, "Dockerfile")
+	f, err := root.Open(strings.TrimPrefix(filepath.Clean(name), "/"))
+	if err != nil && name == "Dockerfile" {
+		f, err = root.Open("dockerfile")
 	}
-	if _, err := root.Lstat(strings.TrimPrefix(filepath.Clean(name), "/")); err != nil {
+	if err != nil {
 		return errdefs.WithHint(
 			errdefs.Newf(errdefs.Invalid, "build", "context", "cannot find the Dockerfile %q in it", name),
 			"name the file with -f, relative to the context")
+	}
+	defer f.Close()
+	if r.Version == "2" {
+		return nil // its clients expect it of the solver
+	}
+	if _, err := parser.Parse(io.LimitReader(f, 16*maxDockerfile)); err != nil {
+		return errdefs.Newf(errdefs.Invalid, "", "", "dockerfile parse error: %v", err)
 	}
 	return nil
 }

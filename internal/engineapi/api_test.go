@@ -183,6 +183,25 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// What a build's requests cannot mean is refused before the builder sees it.
+func TestBuildRefusals(t *testing.T) {
+	s := New(Options{Builder: struct{ Builder }{}})
+	for _, c := range []struct{ path, upgrade, words string }{
+		{"/v1.50/build?platform=foobar", "", "unknown operating system or architecture"},
+		{"/v1.50/session", "", "no upgrade proto in request"},
+		{"/v1.50/session", "foo", "not supported"},
+		{"/v1.50/grpc", "foo", "not supported"},
+	} {
+		r := httptest.NewRequest("POST", c.path, nil)
+		r.Header.Set("Upgrade", c.upgrade)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code != 400 || !strings.Contains(w.Body.String(), c.words) {
+			t.Errorf("%s %q: %d %s, want %q", c.path, c.upgrade, w.Code, w.Body, c.words)
+		}
+	}
+}
+
 func TestPing(t *testing.T) {
 	s := serve(t, &fakeContainers{})
 	for _, m := range []string{"GET", "HEAD"} {

@@ -75,6 +75,9 @@ func (c *call) buildRequest() (q build.ClassicRequest, err error) {
 	if len(v["securityopt"]) > 0 {
 		return q, invalid("security options are not supported on linux")
 	}
+	if _, err := parsePlatform(q.Platform); err != nil && !strings.Contains(q.Platform, ",") { // BuildKit takes lists
+		return q, err
+	}
 	if i := v.Get("isolation"); i != "" && i != "default" {
 		return q, invalid("unsupported isolation: %.20q", i)
 	}
@@ -231,7 +234,7 @@ func (s *Server) session(c *call) error {
 	if err != nil {
 		return err
 	}
-	conn, in, err := c.hijackAs(c.r.Header.Get("Upgrade"))
+	conn, in, err := c.hijackAs("h2c")
 	if err != nil {
 		return err
 	}
@@ -242,9 +245,6 @@ func (s *Server) grpcUpgrade(c *call) error {
 	b, err := s.builder()
 	if err != nil {
 		return err
-	}
-	if proto := c.r.Header.Get("Upgrade"); proto != "h2c" {
-		return invalid("protocol %.20q not supported: want h2c", proto)
 	}
 	conn, in, err := c.hijackAs("h2c")
 	if err != nil {
@@ -272,9 +272,6 @@ func (s *Server) buildDirectories(c *call) error {
 	if err != nil {
 		return err
 	}
-	if proto := c.r.Header.Get("Upgrade"); proto != "onggi-directories" {
-		return invalid("protocol %.20q not supported: want onggi-directories", proto)
-	}
 	if local, ok := c.r.Context().Value(http.LocalAddrContextKey).(net.Addr); !ok || local.Network() != "unix" {
 		return errdefs.Newf(errdefs.Unsupported, "take over", "build directories", "descriptors come over a unix socket only")
 	}
@@ -290,13 +287,14 @@ func (s *Server) buildDirectories(c *call) error {
 	return b.TakeDirectories(c.ctx(), u)
 }
 
-// hijackAs switches to a protocol that the client named.
+// hijackAs switches to a protocol, which the client has to ask for.
 func (c *call) hijackAs(proto string) (net.Conn, io.Reader, error) {
-	if proto == "" {
-		return nil, nil, invalid("missing Upgrade header")
-	}
-	if len(proto) > 32 || strings.ContainsAny(proto, "\r\n") {
-		return nil, nil, invalid("Upgrade header %.32q", proto)
+	switch asked := c.r.Header.Get("Upgrade"); asked {
+	case proto:
+	case "":
+		return nil, nil, invalid("no upgrade proto in request: want %s", proto)
+	default:
+		return nil, nil, invalid("protocol %.20q not supported: want %s", asked, proto)
 	}
 	h, ok := c.w.(http.Hijacker)
 	if !ok {

@@ -197,12 +197,14 @@ func (s *Service) Register(ctx context.Context, b Built) (Image, error) {
 		old := s.images[a.id].rec
 		s.mu.RUnlock()
 		if old.Manifest.Digest == a.rec.Manifest.Digest && old.Index.Digest == a.rec.Index.Digest {
-			return s.Get(a.id) // a build of which every step was cached
+			s.emit("create", a.id, a.id) // tells of a build, also where every step was cached
+			return s.Get(a.id)
 		}
 	}
 	if err := s.finish(ctx, a); err != nil {
 		return Image{}, err
 	}
+	s.emit("create", a.id, a.id)
 	for _, n := range a.names {
 		s.emit("tag", a.id, n.Familiar())
 	}

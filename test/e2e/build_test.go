@@ -19,6 +19,7 @@ func TestBuild(t *testing.T) {
 	e.do("build", "-t", "built:1", "--build-arg", "WHO=me", dir)
 	equal(t, e.do("run", "--rm", "built:1"), "made\nme\ntext")
 	equal(t, e.do("inspect", "-f", "{{.Config.WorkingDir}}", "built:1"), "/app")
+	equal(t, e.do("events", "--since", "0", "--until", "0s", "--filter", "type=image", "--filter", "event=create", "--filter", "event=tag", "--format", "{{.Action}}"), "tag\ncreate\ntag")
 	t.Run("cache", func(t *testing.T) {
 		r := e.try("build", "--progress", "plain", "-t", "built:2", "--build-arg", "WHO=me", dir)
 		if n := strings.Count(r.err, "CACHED"); r.code != 0 || n < 4 {
