@@ -94,6 +94,19 @@ type ImageSummary struct {
 	SharedSize  int64
 	Containers  int64
 	Labels      map[string]string
+	Manifests   []ManifestSummary
+}
+
+// ManifestSummary is one platform, or something beside, of an image.
+type ManifestSummary struct {
+	ID        string
+	Available bool
+	Kind      string
+	Size      struct{ Content, Total int64 }
+	ImageData *struct {
+		Platform   struct{ OS, Architecture, Variant string }
+		Containers []string
+	}
 }
 
 // HistoryItem is one step of an image's history.

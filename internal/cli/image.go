@@ -48,8 +48,11 @@ func setupImages(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 	format := f.String("format", "", "table, json, or a Go template")
 	noTrunc := f.Bool("no-trunc", false, "do not shorten")
 	quiet := f.BoolP("quiet", "q", false, "ids only")
-	f.Bool("tree", false, "accepted for Docker's sake")
+	tree := f.Bool("tree", false, "each image with its platforms")
 	return func(ctx context.Context, args []string) error {
+		if *tree && (*quiet || *digests || *noTrunc || *format != "") {
+			return &usageError{text: "--tree excludes --quiet, --digests, --no-trunc and --format"}
+		}
 		set := *filter
 		if len(args) == 1 {
 			set = append(set, "reference="+args[0])
@@ -61,12 +64,18 @@ func setupImages(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 		if *all {
 			q.Set("all", "1")
 		}
-		if *format == "" && !*quiet {
+		if *format == "" && !*quiet && !*tree {
 			*format = e.cfg.load().ImgFormat
+		}
+		if *tree {
+			q.Set("manifests", "1")
 		}
 		var images []api.ImageSummary
 		if err := e.call(ctx, "GET", "/images/json", q, nil, &images); err != nil {
 			return err
+		}
+		if *tree {
+			return e.show(imageTree(images), "", false)
 		}
 		l := &list{columns: []string{"Repository", "Tag", "ID", "CreatedSince", "Size"}, quiet: "ID", titles: map[string]string{"ID": "IMAGE ID", "CreatedSince": "CREATED"}}
 		if *digests {
@@ -87,6 +96,54 @@ func setupImages(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 		}
 		return e.show(l, *format, *quiet)
 	}
+}
+
+// imageTree lists images, and below each one its platforms: in brackets those
+// that are not here.
+func imageTree(images []api.ImageSummary) *list {
+	l := &list{columns: []string{"Image", "ID", "DiskUsage", "ContentSize", "Containers"}, titles: map[string]string{"DiskUsage": "DISK USAGE", "ContentSize": "CONTENT SIZE"}}
+	add := func(name, id string, disk, content int64, containers int) {
+		l.rows = append(l.rows, row{"Image": name, "ID": shortID(id), "DiskUsage": humanSize(disk), "ContentSize": humanSize(content), "Containers": strconv.Itoa(containers)})
+	}
+	sort.Slice(images, func(i, j int) bool { return treeName(images[i]) < treeName(images[j]) })
+	for _, im := range images {
+		var content int64
+		used := 0
+		var parts []api.ManifestSummary
+		for _, m := range im.Manifests {
+			if m.Available {
+				content += m.Size.Content
+			}
+			if m.Kind == "image" && m.ImageData != nil {
+				used += len(m.ImageData.Containers)
+				parts = append(parts, m)
+			}
+		}
+		add(treeName(im), im.ID, im.Size, content, used)
+		for i, m := range parts {
+			branch := "├─ "
+			if i == len(parts)-1 {
+				branch = "└─ "
+			}
+			p := m.ImageData.Platform
+			name := strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+			if !m.Available {
+				name = "(" + name + ")"
+			}
+			add(branch+name, m.ID, m.Size.Total, m.Size.Content, len(m.ImageData.Containers))
+		}
+	}
+	return l
+}
+
+// treeName is what an image is called in a tree: all its tags.
+func treeName(im api.ImageSummary) string {
+	if len(im.RepoTags) == 0 {
+		return "<untagged>"
+	}
+	tags := append([]string{}, im.RepoTags...)
+	sort.Strings(tags)
+	return strings.Join(tags, ", ")
 }
 
 func imageRows(im api.ImageSummary, now time.Time, noTrunc bool) []row {
@@ -204,7 +261,7 @@ func (e *env) pull(ctx context.Context, name, platform string, quiet bool, w io.
 
 func setupPush(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	allTags := f.BoolP("all-tags", "a", false, "every tag of the repository")
-	platform := f.String("platform", "", "one platform only")
+	platform := f.String("platform", "", "one platform only, without the index around it")
 	quiet := f.BoolP("quiet", "q", false, "print the name only")
 	f.Bool("disable-content-trust", true, "accepted for Docker's sake")
 	return func(ctx context.Context, args []string) error {
@@ -223,7 +280,7 @@ func setupPush(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 			q.Set("tag", tag)
 		}
 		if *platform != "" {
-			return errors.New("--platform is not supported for push yet: the image's own platform is pushed")
+			q.Set("platform", *platform)
 		}
 		auth, err := e.registryAuth(args[0])
 		if err != nil {
@@ -270,7 +327,7 @@ func setupTag(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 func setupRmi(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	force := f.BoolP("force", "f", false, "also where stopped containers use them")
 	noPrune := f.Bool("no-prune", false, "keep untagged parents")
-	platforms := f.StringArray("platform", nil, "only if the image is for this platform")
+	platforms := f.StringSlice("platform", nil, "these platforms only; the name stays for the others")
 	return func(ctx context.Context, args []string) error {
 		q := url.Values{}
 		if *force {
@@ -303,10 +360,14 @@ func setupHistory(e *env, f *pflag.FlagSet) func(context.Context, []string) erro
 	human := f.BoolP("human", "H", true, "sizes and dates for people")
 	noTrunc := f.Bool("no-trunc", false, "do not shorten")
 	quiet := f.BoolP("quiet", "q", false, "ids only")
-	f.String("platform", "", "accepted for Docker's sake")
+	platform := f.String("platform", "", "platform, where the image has several")
 	return func(ctx context.Context, args []string) error {
+		q := url.Values{}
+		if *platform != "" {
+			q.Set("platform", *platform)
+		}
 		var items []api.HistoryItem
-		if err := e.call(ctx, "GET", "/images/"+escape(args[0])+"/history", nil, nil, &items); err != nil {
+		if err := e.call(ctx, "GET", "/images/"+escape(args[0])+"/history", q, nil, &items); err != nil {
 			return err
 		}
 		l := &list{columns: []string{"ID", "CreatedSince", "CreatedBy", "Size", "Comment"}, quiet: "ID", titles: map[string]string{"ID": "IMAGE", "CreatedSince": "CREATED"}}
@@ -335,7 +396,7 @@ func setupHistory(e *env, f *pflag.FlagSet) func(context.Context, []string) erro
 
 func setupSave(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	output := f.StringP("output", "o", "", "write to this file")
-	platform := f.StringArray("platform", nil, "one platform only")
+	platform := f.StringSlice("platform", nil, "these platforms only")
 	return func(ctx context.Context, args []string) error {
 		w, done, err := e.output(*output)
 		if err != nil {
@@ -352,15 +413,11 @@ func setupSave(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 func setupLoad(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	input := f.StringP("input", "i", "", "read this file")
 	quiet := f.BoolP("quiet", "q", false, "no progress")
-	platforms := f.StringArray("platform", nil, "one platform only")
+	platforms := f.StringSlice("platform", nil, "these platforms only")
 	return func(ctx context.Context, args []string) error {
 		q := url.Values{"quiet": {map[bool]string{true: "1", false: "0"}[*quiet]}}
-		switch len(*platforms) {
-		case 0:
-		case 1:
+		if len(*platforms) > 0 {
 			q["platform"] = *platforms
-		default:
-			return flagError("platform", strings.Join(*platforms, ","), "an image has one platform here")
 		}
 		in := io.Reader(e.in)
 		if *input != "" {

@@ -120,13 +120,7 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	if q.Config.Image == "" {
 		return img, nil, errdefs.Newf(errdefs.Invalid, "", "", "invalid reference format: no image specified")
 	}
-	if img, err = s.o.Images.Get(q.Config.Image); err != nil {
-		if errdefs.KindOf(err) == errdefs.NotFound {
-			err = &MissingImageError{Ref: q.Config.Image, Err: err}
-		}
-		return img, nil, err
-	}
-	if err := checkPlatform(q.Config.Image, q.Platform, img); err != nil {
+	if img, err = s.imageFor(q.Config.Image, q.Platform); err != nil {
 		return img, nil, err
 	}
 	rec.ImageID = img.ID
@@ -162,20 +156,31 @@ func (s *Service) settle(rec *Record, q CreateRequest) (img image.Image, warning
 	return img, warnings, nil
 }
 
-// checkPlatform refuses an image that is not for the platform asked for; to a
-// client it is missing.
-func checkPlatform(ref, platform string, img image.Image) error {
+// imageFor finds an image for the platform asked for, "" for any. One that is
+// here for others only is missing to a client.
+func (s *Service) imageFor(ref, platform string) (image.Image, error) {
+	img, err := s.o.Images.Get(ref)
+	if err != nil {
+		if errdefs.KindOf(err) == errdefs.NotFound {
+			err = &MissingImageError{Ref: ref, Err: err}
+		}
+		return img, err
+	}
 	if platform == "" {
-		return nil
+		return img, nil
 	}
 	want, err := ocispec.ParsePlatform(platform)
 	if err != nil {
-		return err
+		return img, err
 	}
-	if img.Config.Architecture == "" || ocispec.Matches(want, img.Config.Platform) {
-		return nil
+	right, err := s.o.Images.GetFor(ref, &want)
+	if errdefs.Is(err, errdefs.NotFound) {
+		if img.Config.Architecture == "" {
+			return img, nil
+		}
+		err = &MissingImageError{Ref: ref, Err: errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but does not provide the specified platform (%s)", clip(ref), ocispec.FormatPlatform(want))}
 	}
-	return &MissingImageError{Ref: ref, Err: errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but does not provide the specified platform (%s)", clip(ref), ocispec.FormatPlatform(want))}
+	return right, err
 }
 
 // A MissingImageError says which image a container needs that is not here.

@@ -18,6 +18,7 @@ import (
 	"github.com/onggi/onggi/internal/metadb"
 	"github.com/onggi/onggi/internal/monitor"
 	"github.com/onggi/onggi/internal/network"
+	"github.com/onggi/onggi/internal/ocispec"
 	"github.com/onggi/onggi/internal/snapshot"
 	"github.com/onggi/onggi/internal/volume"
 )
@@ -35,6 +36,7 @@ type Snapshots interface {
 // Images is what this package needs of the image service.
 type Images interface {
 	Get(nameOrID string) (image.Image, error)
+	GetFor(nameOrID string, p *ocispec.Platform) (image.Image, error)
 	List(o image.ListOptions) ([]image.Image, error)
 	Commit(ctx context.Context, r image.CommitRequest) (image.Image, error)
 }

@@ -256,7 +256,7 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 			linked[l.Target] = append(linked[l.Target], "/"+e.rec.Name+"/"+l.Alias)
 		}
 	}
-	images := map[string]string{} // what names mean now
+	images := map[string][]string{} // what names mean now
 	out := []container.Summary{}
 	for _, e := range list {
 		if e.st.State == Gone {
@@ -273,9 +273,9 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 		sum.Names = append(sum.Names, linked[e.rec.ID]...)
 		if _, known := images[sum.Image]; !known {
 			img, _ := s.o.Images.Get(sum.Image)
-			images[sum.Image] = img.ID
+			images[sum.Image] = append(img.Others, img.ID)
 		}
-		if images[sum.Image] != sum.ImageID {
+		if !slices.Contains(images[sum.Image], sum.ImageID) {
 			sum.Image = sum.ImageID // the name is another image's now, or nobody's
 		}
 		if o.Size {
@@ -491,7 +491,9 @@ func (s *Service) listTest(key string, values []string) (t listMatch, all bool, 
 			for _, other := range all {
 				ids[other.ID] = ids[other.ID] || descends(other.Config, img.Config)
 			}
-			ids[img.ID] = true
+			for _, id := range append(img.Others, img.ID) {
+				ids[id] = true
+			}
 		}
 		return func(r *Record, _ Status, _ *container.HealthSummary) bool {
 			return ids[r.ImageID] || slices.Contains(values, r.Config.Image)
@@ -628,6 +630,17 @@ func (s *Service) mountsImage(rec *Record, id string) bool {
 		img, err := s.o.Images.Get(m.Source)
 		return err == nil && img.ID == id
 	})
+}
+
+// IDsOfImage lists the containers made from an image.
+func (s *Service) IDsOfImage(id string) []string {
+	var out []string
+	for _, c := range s.all() {
+		if rec, st := c.view(); rec.ImageID == id && st.State != Gone {
+			out = append(out, rec.ID)
+		}
+	}
+	return out
 }
 
 // NamesOfImage tells how the containers made from an image named it.

@@ -48,6 +48,21 @@ func parseRef(s string) (reference.Ref, error) {
 // platform reads the query's platform, as "os/arch" or as JSON; nil without one.
 func (c *call) platform() (*ocispec.Platform, error) { return parsePlatform(c.query("platform")) }
 
+// platforms reads all that the query gives under a key.
+func (c *call) platforms(key string) ([]ocispec.Platform, error) {
+	var out []ocispec.Platform
+	for _, v := range c.r.URL.Query()[key] {
+		p, err := parsePlatform(v)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			out = append(out, *p)
+		}
+	}
+	return out, nil
+}
+
 func parsePlatform(v string) (*ocispec.Platform, error) {
 	if v == "" {
 		return nil, nil
@@ -115,10 +130,18 @@ func (s *Server) imageList(c *call) error {
 	for _, img := range list {
 		sum := imageSummary(img)
 		if c.boolean("shared-size") {
-			sum.SharedSize = disk.Shared[img.ID]
+			sum.SharedSize = disk.SharedBy(img)
 		}
 		if c.version >= 51 || c.boolean("shared-size") {
-			sum.Containers = int64(len(s.o.Containers.UsersOfImage(img.ID)))
+			sum.Containers = int64(len(s.usersOf(img)))
+		}
+		if c.version >= 47 && c.boolean("manifests") {
+			if sum.Manifests, err = s.manifests(img); err != nil {
+				return err
+			}
+			if c.version >= 48 {
+				sum.Descriptor = descriptor(img)
+			}
 		}
 		if c.version < 44 {
 			out = append(out, legacySummary{sum, sum.Size})
@@ -129,28 +152,69 @@ func (s *Server) imageList(c *call) error {
 	return c.json(http.StatusOK, out)
 }
 
-// isFor refuses another platform than the image's. An image has one here.
-func isFor(img image.Image, name string, p *ocispec.Platform) error {
-	if p == nil || ocispec.Matches(*p, img.Config.Platform) {
+// usersOf names the containers of an image on any platform.
+func (s *Server) usersOf(img image.Image) []string {
+	users := s.o.Containers.UsersOfImage(img.ID)
+	for _, id := range img.Others {
+		users = append(users, s.o.Containers.UsersOfImage(id)...)
+	}
+	return users
+}
+
+// manifests describes what an image is made of, for clients that ask. Blobs are
+// not kept compressed: what there is as content is what travels, and all that
+// is on disk is unpacked.
+func (s *Server) manifests(img image.Image) ([]imagetypes.ManifestSummary, error) {
+	parts, err := s.o.Images.Parts(img)
+	if err != nil {
+		return nil, err
+	}
+	out := []imagetypes.ManifestSummary{}
+	for _, p := range parts {
+		m := imagetypes.ManifestSummary{ID: p.Desc.Digest.String(), Descriptor: p.Desc, Kind: imagetypes.ManifestKindUnknown}
+		m.Size.Content = p.Size
+		switch {
+		case p.For != "":
+			m.Kind, m.Available = imagetypes.ManifestKindAttestation, p.Size > 0
+			m.AttestationData = &imagetypes.AttestationProperties{For: p.For}
+			m.Size.Total = p.Size
+		case p.Image != nil:
+			m.Kind, m.Available = imagetypes.ManifestKindImage, true
+			m.ImageData = &imagetypes.ImageProperties{Platform: p.Image.Config.Platform, Containers: nonNil(s.o.Containers.IDsOfImage(p.Image.ID))}
+			m.ImageData.Size.Unpacked = p.Image.Size
+			m.Size.Total = p.Image.Size
+		case p.Desc.Platform != nil:
+			m.Kind = imagetypes.ManifestKindImage
+			m.ImageData = &imagetypes.ImageProperties{Platform: *p.Desc.Platform, Containers: []string{}}
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// descriptor is what a registry would call an image, nil for one made here.
+func descriptor(img image.Image) *ocispec.Descriptor {
+	if img.Target.Digest == "" {
 		return nil
 	}
-	return errdefs.Newf(errdefs.NotFound, "", "", "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
-		clip(name), ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*p))
+	return &img.Target
 }
 
 func (s *Server) imageInspect(c *call) error {
-	img, err := s.o.Images.Get(c.path["name"])
+	var p *ocispec.Platform
+	var err error
+	if c.version >= 49 {
+		if p, err = c.platform(); err != nil {
+			return err
+		}
+	}
+	manifests := c.version >= 48 && c.boolean("manifests")
+	if p != nil && manifests {
+		return invalid("conflicting options: manifests and platform options cannot both be set")
+	}
+	img, err := s.o.Images.GetFor(c.path["name"], p)
 	if err != nil {
 		return err
-	}
-	if c.version >= 49 {
-		p, err := c.platform()
-		if err != nil {
-			return err
-		}
-		if err := isFor(img, c.path["name"], p); err != nil {
-			return err
-		}
 	}
 	v := imagetypes.InspectResponse{
 		ID: img.ID, RepoTags: nonNil(img.RepoTags), RepoDigests: nonNil(img.RepoDigests), Author: img.Config.Author, Architecture: img.Config.Architecture,
@@ -169,6 +233,12 @@ func (s *Server) imageInspect(c *call) error {
 	v.RootFS.Type = "layers"
 	if v.Config, err = inspectConfig(img); err != nil {
 		return err
+	}
+	if manifests {
+		v.Descriptor = descriptor(img)
+		if v.Manifests, err = s.manifests(img); err != nil {
+			return err
+		}
 	}
 	if c.version < 50 {
 		return c.json(http.StatusOK, legacyImageInspect{v, v.Size, img.Parent, "", ""})
@@ -196,7 +266,14 @@ func inspectConfig(img image.Image) (*dockerspec.DockerOCIImageConfig, error) {
 }
 
 func (s *Server) imageHistory(c *call) error {
-	items, err := s.o.Images.History(c.path["name"])
+	var p *ocispec.Platform
+	var err error
+	if c.version >= 48 {
+		if p, err = c.platform(); err != nil {
+			return err
+		}
+	}
+	items, err := s.o.Images.History(c.path["name"], p)
 	if err != nil {
 		return err
 	}
@@ -450,24 +527,11 @@ func (s *Server) imageRemove(c *call) error {
 	if strings.TrimSpace(name) == "" {
 		return invalid("image name cannot be blank")
 	}
-	switch wanted := c.r.URL.Query()["platforms"]; len(wanted) {
-	case 0:
-	case 1:
-		p, err := parsePlatform(wanted[0])
-		if err != nil {
-			return err
-		}
-		img, err := s.o.Images.Get(name)
-		if err != nil {
-			return err
-		}
-		if err := isFor(img, name, p); err != nil {
-			return err
-		}
-	default:
-		return invalid("multiple platforms are not supported")
+	wanted, err := c.platforms("platforms")
+	if err != nil {
+		return err
 	}
-	list, err := s.o.Images.Remove(c.ctx(), name, image.RemoveOptions{Force: c.boolean("force"), NoPrune: c.boolean("noprune"), InUse: s.o.Containers.UsersOfImage})
+	list, err := s.o.Images.Remove(c.ctx(), name, image.RemoveOptions{Force: c.boolean("force"), NoPrune: c.boolean("noprune"), Platforms: wanted, InUse: s.o.Containers.UsersOfImage})
 	if err != nil {
 		return err
 	}
@@ -510,23 +574,23 @@ func (s *Server) imageSave(c *call) error {
 	for _, n := range names {
 		all = append(all, strings.Split(n, ",")...)
 	}
-	p, err := c.platform()
+	wanted, err := c.platforms("platform")
 	if err != nil {
 		return err
 	}
 	return c.tar(func(w io.Writer) error {
-		return s.o.Images.Save(c.ctx(), image.SaveRequest{Names: slices.Compact(all), Platform: p}, w)
+		return s.o.Images.Save(c.ctx(), image.SaveRequest{Names: slices.Compact(all), Platforms: wanted}, w)
 	})
 }
 
 func (s *Server) imageLoad(c *call) error {
-	p, err := c.platform()
+	wanted, err := c.platforms("platform")
 	if err != nil {
 		return err
 	}
 	out := c.progress()
 	quiet := c.boolean("quiet")
-	list, err := s.o.Images.Load(c.ctx(), image.LoadRequest{Platform: p}, c.r.Body, func(p image.Progress) {
+	list, err := s.o.Images.Load(c.ctx(), image.LoadRequest{Platforms: wanted}, c.r.Body, func(p image.Progress) {
 		if !quiet {
 			out.step(p.ID, p.Status, p.Current, p.Total)
 		}

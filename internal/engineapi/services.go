@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/image"
 	"github.com/onggi/onggi/internal/network"
+	"github.com/onggi/onggi/internal/ocispec"
 	"github.com/onggi/onggi/internal/reference"
 	"github.com/onggi/onggi/internal/registry"
 	"github.com/onggi/onggi/internal/volume"
@@ -56,6 +57,7 @@ type containerLooks interface {
 	Endpoints() map[string][]container.EndpointView
 	VolumeUsers() map[string]int
 	UsersOfImage(id string) []string
+	IDsOfImage(id string) []string
 	NamesOfImage(id string) []string
 	Connect(ctx context.Context, ref, network string, ep *networktypes.EndpointSettings) error
 	Disconnect(ctx context.Context, ref, network, networkID string, force bool) error
@@ -83,9 +85,11 @@ type containerExecs interface {
 // Images is what this package needs of the image service.
 type Images interface {
 	Get(nameOrID string) (image.Image, error)
+	GetFor(nameOrID string, p *ocispec.Platform) (image.Image, error)
+	Parts(img image.Image) ([]image.Part, error)
 	List(o image.ListOptions) ([]image.Image, error)
 	Usage(inUse func(id string) bool) image.Usage
-	History(nameOrID string) ([]image.HistoryItem, error)
+	History(nameOrID string, p *ocispec.Platform) ([]image.HistoryItem, error)
 	Tag(ctx context.Context, src string, ref reference.Ref) error
 	Remove(ctx context.Context, nameOrID string, o image.RemoveOptions) ([]image.Removed, error)
 	Prune(ctx context.Context, o image.PruneOptions) (image.PruneReport, error)

@@ -389,8 +389,8 @@ func (u *usage) addImages(s *Server) error {
 	disk := s.imageUsage()
 	for _, img := range list {
 		sum := imageSummary(img)
-		sum.Containers = int64(len(s.o.Containers.UsersOfImage(img.ID)))
-		sum.SharedSize = disk.Shared[img.ID]
+		sum.Containers = int64(len(s.usersOf(img)))
+		sum.SharedSize = disk.SharedBy(img)
 		u.images = append(u.images, sum)
 	}
 	u.layers, u.reclaimable = disk.Layers, disk.Unused

@@ -38,10 +38,10 @@ type dockerEntry struct {
 	LayerSources map[ocispec.Digest]ocispec.Descriptor `json:",omitempty"`
 }
 
-// saved is one image of an archive.
+// saved is one target of an archive.
 type saved struct {
-	img   Image
-	names []reference.Ref
+	images []Image // of each platform, the one that the names mean first
+	names  []reference.Ref
 }
 
 // Save writes images as an archive.
@@ -51,15 +51,17 @@ func (s *Service) Save(ctx context.Context, q SaveRequest, w io.Writer) error {
 		return err
 	}
 	for _, v := range list {
-		s.pin(v.img.Chain)
-		defer s.unpin(ctx, v.img.Chain)
+		for _, img := range v.images {
+			s.pin(img.Chain)
+			defer s.unpin(ctx, img.Chain)
+		}
 	}
 	a := &archive{s: s, w: tar.NewWriter(w), have: map[ocispec.Digest]bool{}}
 	if err := a.write(ctx, list); err != nil {
 		return errdefs.New(errdefs.KindOf(err), "save", strings.Join(q.Names, ", "), err)
 	}
 	for _, v := range list {
-		s.emit("save", v.img.ID, v.img.ID)
+		s.emit("save", v.images[0].ID, v.images[0].ID)
 	}
 	return a.w.Close()
 }
@@ -69,19 +71,25 @@ func (s *Service) Save(ctx context.Context, q SaveRequest, w io.Writer) error {
 func (s *Service) selectImages(q SaveRequest) ([]saved, error) {
 	var order []string
 	found := map[string]*saved{}
-	add := func(e *entry, names ...reference.Ref) error {
-		v := found[e.id]
+	add := func(name, target string, names ...reference.Ref) error {
+		v := found[target]
 		if v == nil {
-			img, err := s.imageLocked(e)
+			first := s.firstLocked(target)
+			members := slices.DeleteFunc(s.membersLocked(target), func(e *entry) bool { return e == first })
+			list, err := exactly(append([]*entry{first}, members...), q.Platforms, name)
 			if err != nil {
-				return err
+				return errdefs.New(errdefs.KindOf(err), "save", name, err)
 			}
-			if q.Platform != nil && !ocispec.Matches(*q.Platform, img.Config.Platform) {
-				return errdefs.Newf(errdefs.NotFound, "save", quote(e.id), "it is for %s, not for %s", ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*q.Platform))
+			v = &saved{}
+			for _, e := range list {
+				img, err := s.imageLocked(e, target)
+				if err != nil {
+					return err
+				}
+				v.images = append(v.images, img)
 			}
-			v = &saved{img: img}
-			found[e.id] = v
-			order = append(order, e.id)
+			found[target] = v
+			order = append(order, target)
 		}
 		for _, n := range names {
 			if !slices.Contains(v.names, n) {
@@ -99,7 +107,7 @@ func (s *Service) selectImages(q SaveRequest) ([]saved, error) {
 			for _, n := range slices.Sorted(maps.Keys(s.names)) {
 				if r, err := reference.Parse(n); err == nil && r.Tag != "" && r.Repository() == ref {
 					any = true
-					if err := add(s.images[s.names[n]], r); err != nil {
+					if err := add(n, s.names[n], r); err != nil {
 						return nil, err
 					}
 				}
@@ -108,21 +116,21 @@ func (s *Service) selectImages(q SaveRequest) ([]saved, error) {
 				continue
 			}
 		}
-		e, err := s.findLocked(name)
+		_, target, err := s.lookupLocked(name)
 		if err != nil {
 			return nil, err
 		}
 		var names []reference.Ref
-		if perr == nil && ref.Digest == "" && s.names[ref.OrLatest().String()] == e.id {
+		if perr == nil && ref.Digest == "" && s.names[ref.OrLatest().String()] == target {
 			names = append(names, ref.OrLatest())
 		}
-		if err := add(e, names...); err != nil {
+		if err := add(name, target, names...); err != nil {
 			return nil, err
 		}
 	}
 	var out []saved
-	for _, id := range order {
-		out = append(out, *found[id])
+	for _, t := range order {
+		out = append(out, *found[t])
 	}
 	return out, nil
 }
@@ -144,12 +152,11 @@ func (a *archive) write(ctx context.Context, list []saved) error {
 	var docker []dockerEntry
 	repositories := map[string]map[string]string{}
 	for _, v := range list {
-		d, entry, err := a.image(ctx, v)
+		d, entry, err := a.target(ctx, v)
 		if err != nil {
 			return err
 		}
 		docker = append(docker, entry)
-		d.Platform = &ocispec.Platform{OS: v.img.Config.OS, Architecture: v.img.Config.Architecture, Variant: v.img.Config.Variant}
 		if len(v.names) == 0 {
 			index.Manifests = append(index.Manifests, d)
 		}
@@ -162,7 +169,7 @@ func (a *archive) write(ctx context.Context, list []saved) error {
 				repo = map[string]string{}
 				repositories[n.FamiliarName()] = repo
 			}
-			repo[n.Tag] = ocispec.Digest(v.img.ID).Encoded()
+			repo[n.Tag] = ocispec.Digest(v.images[0].ID).Encoded()
 		}
 	}
 	for _, f := range []struct {
@@ -202,19 +209,46 @@ func (a *archive) file(name string, b []byte) error {
 
 func blobName(d ocispec.Digest) string { return "blobs/" + d.Algorithm().String() + "/" + d.Encoded() }
 
-// image writes an image's blobs, and tells how the two formats name it.
-func (a *archive) image(ctx context.Context, v saved) (ocispec.Descriptor, dockerEntry, error) {
-	config, err := a.s.doc(ocispec.Digest(v.img.ID))
+// target writes the images of all platforms, and tells how the two formats name
+// them: Docker's knows but one.
+func (a *archive) target(ctx context.Context, v saved) (ocispec.Descriptor, dockerEntry, error) {
+	var docker dockerEntry
+	index := ocispec.Index{Versioned: ocispec.Versioned, MediaType: ocispec.TypeIndex}
+	for i, img := range v.images {
+		d, entry, err := a.image(ctx, img)
+		if err != nil {
+			return d, docker, err
+		}
+		d.Platform = &ocispec.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+		index.Manifests = append(index.Manifests, d)
+		if i == 0 {
+			docker = entry
+		}
+	}
+	for _, n := range v.names {
+		docker.RepoTags = append(docker.RepoTags, n.Familiar())
+	}
+	if len(index.Manifests) == 1 {
+		return index.Manifests[0], docker, nil
+	}
+	b, err := json.Marshal(index)
+	if err != nil {
+		return ocispec.Descriptor{}, docker, err
+	}
+	d := ocispec.DescriptorOf(ocispec.TypeIndex, b)
+	return d, docker, a.blob(d.Digest, b)
+}
+
+// image writes an image's blobs.
+func (a *archive) image(ctx context.Context, img Image) (ocispec.Descriptor, dockerEntry, error) {
+	config, err := a.s.doc(ocispec.Digest(img.ID))
 	if err != nil {
 		return ocispec.Descriptor{}, dockerEntry{}, err
 	}
 	m := ocispec.Manifest{Versioned: ocispec.Versioned, MediaType: ocispec.TypeManifest, Config: ocispec.DescriptorOf(ocispec.TypeConfig, config), Layers: []ocispec.Descriptor{}}
 	entry := dockerEntry{Config: blobName(m.Config.Digest), Layers: []string{}, LayerSources: map[ocispec.Digest]ocispec.Descriptor{}}
-	for _, n := range v.names {
-		entry.RepoTags = append(entry.RepoTags, n.Familiar())
-	}
-	for i, c := range v.img.Chain {
-		d := ocispec.Descriptor{MediaType: ocispec.TypeLayer, Digest: v.img.Config.RootFS.DiffIDs[i]}
+	for i, c := range img.Chain {
+		d := ocispec.Descriptor{MediaType: ocispec.TypeLayer, Digest: img.Config.RootFS.DiffIDs[i]}
 		if d.Size, err = a.layer(ctx, c, d.Digest); err != nil {
 			return d, entry, err
 		}
@@ -226,12 +260,10 @@ func (a *archive) image(ctx context.Context, v saved) (ocispec.Descriptor, docke
 	if err != nil {
 		return ocispec.Descriptor{}, entry, err
 	}
-	d := ocispec.DescriptorOf(ocispec.TypeManifest, b)
-	for dg, doc := range map[ocispec.Digest][]byte{m.Config.Digest: config} {
-		if err := a.blob(dg, doc); err != nil {
-			return d, entry, err
-		}
+	if err := a.blob(m.Config.Digest, config); err != nil {
+		return ocispec.Descriptor{}, entry, err
 	}
+	d := ocispec.DescriptorOf(ocispec.TypeManifest, b)
 	return d, entry, a.blob(d.Digest, b)
 }
 

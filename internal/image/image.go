@@ -6,11 +6,17 @@
 // An image is its configuration; its ID is the configuration's digest. The
 // configuration lists the layers' DiffIDs, from which each stack of layers has
 // its chain ID, and the committed snapshot of that name holds the files.
-// Names (repository:tag) and digests (repository@sha256:…) point to images.
 //
-//	name ─▶ image (config, manifest, index) ─▶ chain ID ─▶ snapshot
-//	                                             └─▶ layer record: tar-split,
-//	                                                 blobs known to be the same
+// Names (repository:tag) and digests (repository@sha256:…) mean a target: an
+// index, or one image. Of an index there are as many images here as platforms
+// of it were pulled, loaded or built; each says in its record which indexes it
+// belongs to, and as which manifest. Where nobody asks for a platform, a target
+// stands for the host's image, else for the one that came first, and only that
+// one is listed.
+//
+//	name ─▶ target ─▶ image (config, manifest) ─▶ chain ID ─▶ snapshot
+//	         index └▶ image of another platform      └─▶ layer record: tar-split,
+//	                                                     blobs known to be the same
 //
 // A layer's compressed blob is not kept. Its exact tar can be made again from
 // the snapshot and the tar-split record; its blob is mounted or fetched from a
@@ -20,7 +26,7 @@
 //
 //	metadb image        ID → record
 //	metadb image.doc    digest → manifest, index or configuration, as it came
-//	metadb image.name   canonical name → ID
+//	metadb image.name   canonical name → ID, index
 //	metadb image.layer  chain ID → layer record
 //	<dir>/split/<hex of chain ID>      tar-split of the layer
 //	<dir>/partial/<hex of digest>      the beginning of a blob that was being
@@ -82,7 +88,8 @@ type Image struct {
 	Config      ocispec.Image
 	RepoTags    []string // familiar, sorted
 	RepoDigests []string
-	Size        int64
+	Size        int64     // of its layers; in a list, also of Others'
+	Others      []string  // IDs of the same target's images for other platforms
 	Created     time.Time // by the configuration
 	Added       time.Time // to this store
 	LastTagged  time.Time
@@ -111,7 +118,7 @@ type PushRequest struct {
 	Ref      reference.Ref
 	Auth     registry.Auth
 	AllTags  bool
-	Platform *ocispec.Platform // nil: whatever there is
+	Platform *ocispec.Platform // nil: all that are here
 }
 
 // PushResult tells what was pushed.
@@ -129,13 +136,13 @@ type Pushed struct {
 
 // SaveRequest says what to put into an archive.
 type SaveRequest struct {
-	Names    []string // names or IDs
-	Platform *ocispec.Platform
+	Names     []string           // names or IDs
+	Platforms []ocispec.Platform // none: all that are here
 }
 
 // LoadRequest says what to take out of an archive.
 type LoadRequest struct {
-	Platform *ocispec.Platform // nil: the host's, or the only one
+	Platforms []ocispec.Platform // none: all that are in it, and of the host's operating system
 }
 
 // Loaded is one image of an archive.
@@ -163,7 +170,8 @@ type CommitRequest struct {
 	Changes           []string
 }
 
-// Built is an image that the builder made on layers in the snapshot store.
+// Built is an image that the builder made on layers in the snapshot store. An
+// index of several is given in as many calls, each with all names.
 type Built struct {
 	Config   []byte
 	Manifest []byte // as the client was told its digest; may be empty
@@ -188,6 +196,8 @@ type BuiltLayer struct {
 type RemoveOptions struct {
 	Force   bool
 	NoPrune bool
+	// Platforms are the only ones to remove; the name goes with the last.
+	Platforms []ocispec.Platform
 	// InUse lists the containers of an image; one that runs has " (running)"
 	// behind its ID.
 	InUse func(imageID string) []string
@@ -232,4 +242,14 @@ type Usage struct {
 	Unused int64            // of these, what no image in use needs
 	Shared map[string]int64 // image ID → size of layers that others have too
 	Unique map[string]int64 // image ID → size of its own layers
+}
+
+// SharedBy is the size of the layers that an image, on any of its platforms,
+// shares with others.
+func (u Usage) SharedBy(img Image) int64 {
+	size := u.Shared[img.ID]
+	for _, id := range img.Others {
+		size += u.Shared[id]
+	}
+	return size
 }

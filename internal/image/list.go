@@ -164,7 +164,10 @@ func (s *Service) List(o ListOptions) ([]Image, error) {
 	}
 	var out []Image
 	for _, e := range s.images {
-		img, err := s.imageLocked(e)
+		if s.behindLocked(e) {
+			continue
+		}
+		img, err := s.listedLocked(e)
 		if err != nil {
 			s.log.Error("image not listed", "image", e.id, "error", err)
 			continue
@@ -193,11 +196,36 @@ func (s *Service) List(o ListOptions) ([]Image, error) {
 	return out, nil
 }
 
-// History returns the steps that made an image, the last first.
-func (s *Service) History(nameOrID string) ([]HistoryItem, error) {
+// listedLocked describes an image with all that goes by the same names.
+// Preconditions: s.mu is held.
+func (s *Service) listedLocked(e *entry) (Image, error) {
+	img, err := s.imageLocked(e, s.targetLocked(e))
+	if err != nil {
+		return img, err
+	}
+	img.RepoTags, img.RepoDigests = familiar(s.refsLocked(e))
+	counted := map[string]bool{}
+	img.Size, img.Others = 0, nil
+	for _, m := range s.groupLocked(e) {
+		if m != e {
+			img.Others = append(img.Others, m.id)
+		}
+		for _, c := range m.chains() {
+			if l := s.layers[c]; l != nil && !counted[c] {
+				counted[c] = true
+				img.Size += l.Size
+			}
+		}
+	}
+	return img, nil
+}
+
+// History returns the steps that made an image, the last first; nil is the
+// platform that Get chooses.
+func (s *Service) History(nameOrID string, p *ocispec.Platform) ([]HistoryItem, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	e, err := s.findLocked(nameOrID)
+	e, _, err := s.findForLocked(nameOrID, p)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +272,7 @@ func (s *Service) History(nameOrID string) ([]HistoryItem, error) {
 			break
 		}
 		out[i].ID = id
-		out[i].Tags = familiarTags(s.refsLocked(id))
+		out[i].Tags, _ = familiar(s.refsLocked(p))
 		step := len(out) - len(pc.History)
 		next := s.images[p.rec.Parent]
 		if next == nil {
@@ -259,12 +287,16 @@ func (s *Service) History(nameOrID string) ([]HistoryItem, error) {
 	return out, nil
 }
 
-func familiarTags(names []reference.Ref) []string {
-	var out []string
-	for _, n := range tagsOf(names) {
-		out = append(out, n.Familiar())
+// familiar spells names as people do.
+func familiar(names []reference.Ref) (tags, digests []string) {
+	for _, n := range names {
+		if n.Digest != "" {
+			digests = append(digests, n.Familiar())
+		} else {
+			tags = append(tags, n.Familiar())
+		}
 	}
-	return out
+	return tags, digests
 }
 
 // BootstrapLabels say of an image that it was made here, from what, and when,

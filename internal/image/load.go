@@ -58,29 +58,34 @@ func (s *Service) Load(ctx context.Context, q LoadRequest, r io.Reader, listen f
 	if err != nil {
 		return nil, loadError(err)
 	}
-	var images []*loading
+	var targets []*bundleTarget
 	if _, ok := b.find("oci-layout"); ok {
-		images, err = b.ociImages(q)
+		targets, err = b.ociImages(q)
 	} else {
-		images, err = b.dockerImages(q)
+		targets, err = b.dockerImages(q)
 	}
 	if err != nil {
 		return nil, loadError(err)
 	}
-	if len(images) == 0 {
+	if len(targets) == 0 {
 		return nil, loadError(errdefs.Newf(errdefs.Invalid, "", "", "there is no image in it"))
 	}
-	for _, l := range images {
-		id, err := s.loadOne(ctx, b, l, report)
-		if err != nil {
-			return out, loadError(err)
-		}
-		v := Loaded{ID: id}
-		for _, n := range l.names {
+	for _, t := range targets {
+		v := Loaded{}
+		for _, n := range t.names {
 			v.Names = append(v.Names, n.Familiar())
 		}
+		for _, l := range t.images {
+			id, err := s.loadOne(ctx, b, l, t, report)
+			if err != nil {
+				return out, loadError(err)
+			}
+			if v.ID == "" {
+				v.ID = id
+			}
+			s.emit("load", id, id)
+		}
 		out = append(out, v)
-		s.emit("load", id, id)
 	}
 	return out, nil
 }
@@ -188,19 +193,31 @@ func (b *bundle) blob(d ocispec.Descriptor, limit int64) ([]byte, error) {
 	return data, ocispec.Verify(d, data)
 }
 
+// bundleTarget is what names of an archive mean: an index, or one image.
+type bundleTarget struct {
+	images []*loading
+	index  []byte // nil for none
+	names  []reference.Ref
+}
+
 // loading is an image of an archive.
 type loading struct {
 	config   []byte
+	platform ocispec.Platform
 	manifest []byte // of an OCI layout, nil otherwise
 	mdType   string
-	index    []byte
 	layers   []ocispec.Descriptor // Digest "" where it is not known
 	files    []string
-	names    []reference.Ref
+}
+
+func (l *loading) readConfig() error {
+	cfg, err := ocispec.ParseImage(l.config)
+	l.platform = cfg.Platform
+	return err
 }
 
 // dockerImages reads manifest.json.
-func (b *bundle) dockerImages(q LoadRequest) ([]*loading, error) {
+func (b *bundle) dockerImages(q LoadRequest) ([]*bundleTarget, error) {
 	if _, ok := b.find("manifest.json"); !ok {
 		if _, old := b.find("repositories"); old {
 			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "it is of Docker's format before 1.10, which has no digests"), "load and save it with a newer Docker first")
@@ -215,7 +232,7 @@ func (b *bundle) dockerImages(q LoadRequest) ([]*loading, error) {
 	if err := json.Unmarshal(doc, &list); err != nil {
 		return nil, errdefs.Newf(errdefs.Invalid, "", "", "manifest.json: %w", err)
 	}
-	var out []*loading
+	var out []*bundleTarget
 	for _, e := range list {
 		l := &loading{}
 		if l.config, err = b.read(e.Config, ocispec.MaxConfig); err != nil {
@@ -226,12 +243,16 @@ func (b *bundle) dockerImages(q LoadRequest) ([]*loading, error) {
 		}
 		l.layers = make([]ocispec.Descriptor, len(e.Layers))
 		l.files = e.Layers
-		if l.names, err = parseNames(e.RepoTags); err != nil {
+		if err := l.readConfig(); err != nil {
 			return nil, err
 		}
-		out = append(out, l)
+		names, err := parseNames(e.RepoTags)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &bundleTarget{images: []*loading{l}, names: names})
 	}
-	return selectPlatform(out, q)
+	return selectPlatforms(out, q)
 }
 
 func parseNames(in []string) ([]reference.Ref, error) {
@@ -248,29 +269,28 @@ func parseNames(in []string) ([]reference.Ref, error) {
 	return out, nil
 }
 
-// selectPlatform keeps what runs on the platform asked for.
-func selectPlatform(in []*loading, q LoadRequest) ([]*loading, error) {
-	if q.Platform == nil {
-		return in, nil
-	}
-	var out []*loading
-	for _, l := range in {
-		cfg, err := ocispec.ParseImage(l.config)
-		if err != nil {
-			return nil, err
-		}
-		if ocispec.Matches(*q.Platform, cfg.Platform) {
-			out = append(out, l)
-		}
-	}
+// selectPlatforms drops single images that are for none of the platforms asked
+// for.
+func selectPlatforms(in []*bundleTarget, q LoadRequest) ([]*bundleTarget, error) {
+	out := slices.DeleteFunc(in, func(t *bundleTarget) bool {
+		return t.index == nil && len(q.Platforms) > 0 && !slices.ContainsFunc(q.Platforms, func(p ocispec.Platform) bool { return ocispec.Matches(p, t.images[0].platform) })
+	})
 	if len(out) == 0 && len(in) > 0 {
-		return nil, errdefs.Newf(errdefs.NotFound, "", "", "no image in it is for %s", ocispec.FormatPlatform(*q.Platform))
+		return nil, errdefs.Newf(errdefs.NotFound, "", "", "no image in it is for %s", formatAll(q.Platforms))
 	}
 	return out, nil
 }
 
+func formatAll(list []ocispec.Platform) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, ocispec.FormatPlatform(p))
+	}
+	return strings.Join(out, ", ")
+}
+
 // ociImages reads index.json.
-func (b *bundle) ociImages(q LoadRequest) ([]*loading, error) {
+func (b *bundle) ociImages(q LoadRequest) ([]*bundleTarget, error) {
 	doc, err := b.read("index.json", ocispec.MaxManifest)
 	if err != nil {
 		return nil, err
@@ -280,35 +300,123 @@ func (b *bundle) ociImages(q LoadRequest) ([]*loading, error) {
 		return nil, err
 	}
 	names := b.dockerNames()
-	var out []*loading
-	byID := map[ocispec.Digest]*loading{}
+	var out []*bundleTarget
+	known := map[ocispec.Digest]*bundleTarget{}
 	for _, d := range x.Manifests {
 		if ocispec.IsAttestation(d) || !ocispec.IsIndex(d.MediaType) && !ocispec.IsManifest(d.MediaType) {
 			continue
 		}
-		l, err := b.ociImage(d, q, 0)
-		if err != nil {
-			return nil, err
-		}
-		id := digest.FromBytes(l.config)
-		if known := byID[id]; known != nil {
-			l = known // the same image under another name
-		} else {
-			byID[id] = l
-			out = append(out, l)
-			l.names = names[id]
+		t := known[d.Digest]
+		if t == nil {
+			if t, err = b.ociTarget(d, q); err != nil {
+				return nil, err
+			}
+			for _, l := range t.images {
+				t.names = append(t.names, names[digest.FromBytes(l.config)]...)
+			}
+			known[d.Digest] = t
+			out = append(out, t)
 		}
 		if n := imageName(d.Annotations); n != "" {
 			r, err := reference.Parse(n)
 			if err != nil {
 				return nil, err
 			}
-			if !slices.Contains(l.names, r.OrLatest()) {
-				l.names = append(l.names, r.OrLatest())
+			if !slices.Contains(t.names, r.OrLatest()) {
+				t.names = append(t.names, r.OrLatest())
 			}
 		}
 	}
-	return selectPlatform(out, q)
+	return selectPlatforms(out, q)
+}
+
+// ociTarget reads a manifest, or of an index those of the platforms asked for,
+// else all that are there and can be used here.
+func (b *bundle) ociTarget(d ocispec.Descriptor, q LoadRequest) (*bundleTarget, error) {
+	if !ocispec.IsIndex(d.MediaType) {
+		l, err := b.ociImage(d)
+		if err != nil {
+			return nil, err
+		}
+		return &bundleTarget{images: []*loading{l}}, nil
+	}
+	t := &bundleTarget{}
+	var there []ocispec.Descriptor
+	var err error
+	if t.index, there, err = b.entries(d, 0); err != nil {
+		return nil, err
+	}
+	missing := func(p string) error {
+		return errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "", "", "no image in it is for %s", p), "--platform: "+strings.Join(ocispec.Platforms(there), ", "))
+	}
+	var picked []ocispec.Descriptor
+	for _, p := range q.Platforms {
+		e, ok := ocispec.Choose(there, p)
+		if !ok {
+			return nil, missing(ocispec.FormatPlatform(p))
+		}
+		if !slices.ContainsFunc(picked, func(o ocispec.Descriptor) bool { return o.Digest == e.Digest }) {
+			picked = append(picked, e)
+		}
+	}
+	if len(q.Platforms) == 0 {
+		picked = there
+	}
+	for _, e := range picked {
+		l, err := b.ociImage(e)
+		if err != nil {
+			return nil, err
+		}
+		if len(q.Platforms) == 0 && len(picked) > 1 && !b.usable(l) {
+			continue
+		}
+		t.images = append(t.images, l)
+	}
+	if len(t.images) == 0 {
+		return nil, missing(ocispec.Host().OS)
+	}
+	return t, nil
+}
+
+// usable reports whether an image is for this operating system, and all its
+// layers are in the archive.
+func (b *bundle) usable(l *loading) bool {
+	if l.platform.OS != "" && l.platform.OS != ocispec.Host().OS {
+		return false
+	}
+	return !slices.ContainsFunc(l.files, func(f string) bool { _, ok := b.find(f); return !ok })
+}
+
+// entries lists the manifests of an index, and of indexes in it, that are in
+// the archive.
+func (b *bundle) entries(d ocispec.Descriptor, depth int) (raw []byte, there []ocispec.Descriptor, err error) {
+	if depth > maxNesting {
+		return nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d indexes in one another", maxNesting)
+	}
+	if raw, err = b.blob(d, ocispec.MaxManifest); err != nil {
+		return nil, nil, err
+	}
+	x, err := ocispec.ParseIndex(raw, d.MediaType)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range x.Manifests {
+		if _, ok := b.find(blobName(e.Digest)); !ok || ocispec.IsAttestation(e) {
+			continue
+		}
+		if !ocispec.IsIndex(e.MediaType) {
+			there = append(there, e)
+			continue
+		}
+		_, more, err := b.entries(e, depth+1)
+		if err != nil {
+			return nil, nil, err
+		}
+		if there = append(there, more...); len(there) > ocispec.MaxEntries {
+			return nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d manifests in an index", ocispec.MaxEntries)
+		}
+	}
+	return raw, there, nil
 }
 
 // imageName is the whole name that an index gives an image, "" for none; a
@@ -343,29 +451,11 @@ func (b *bundle) dockerNames() map[ocispec.Digest][]reference.Ref {
 	return out
 }
 
-// ociImage reads an image of a layout, through indexes.
-func (b *bundle) ociImage(d ocispec.Descriptor, q LoadRequest, depth int) (*loading, error) {
-	if depth > maxNesting {
-		return nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d indexes in one another", maxNesting)
-	}
+// ociImage reads an image of a layout.
+func (b *bundle) ociImage(d ocispec.Descriptor) (*loading, error) {
 	data, err := b.blob(d, ocispec.MaxManifest)
 	if err != nil {
 		return nil, err
-	}
-	if ocispec.IsIndex(d.MediaType) {
-		x, err := ocispec.ParseIndex(data, d.MediaType)
-		if err != nil {
-			return nil, err
-		}
-		e, err := b.choose(x, q)
-		if err != nil {
-			return nil, err
-		}
-		l, err := b.ociImage(e, q, depth+1)
-		if err == nil {
-			l.index = data
-		}
-		return l, err
 	}
 	m, err := ocispec.ParseManifest(data, d.MediaType)
 	if err != nil {
@@ -381,33 +471,11 @@ func (b *bundle) ociImage(d ocispec.Descriptor, q LoadRequest, depth int) (*load
 	for _, d := range m.Layers {
 		l.files = append(l.files, blobName(d.Digest))
 	}
-	return l, nil
-}
-
-// choose picks the platform: the one asked for, else the host's, else the only
-// one whose manifest is there.
-func (b *bundle) choose(x ocispec.Index, q LoadRequest) (ocispec.Descriptor, error) {
-	var there []ocispec.Descriptor
-	for _, d := range x.Manifests {
-		if _, ok := b.find(blobName(d.Digest)); ok && !ocispec.IsAttestation(d) {
-			there = append(there, d)
-		}
-	}
-	want := ocispec.Host()
-	if q.Platform != nil {
-		want = *q.Platform
-	}
-	if d, ok := ocispec.Choose(there, want); ok {
-		return d, nil
-	}
-	if q.Platform == nil && len(there) == 1 {
-		return there[0], nil
-	}
-	return ocispec.Descriptor{}, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "", "", "no image in it is for %s", ocispec.FormatPlatform(want)), "--platform: "+strings.Join(ocispec.Platforms(there), ", "))
+	return l, l.readConfig()
 }
 
 // loadOne makes an image of an archive visible.
-func (s *Service) loadOne(ctx context.Context, b *bundle, l *loading, report func(Progress)) (string, error) {
+func (s *Service) loadOne(ctx context.Context, b *bundle, l *loading, t *bundleTarget, report func(Progress)) (string, error) {
 	cfg, err := ocispec.ParseImage(l.config)
 	if err != nil {
 		return "", err
@@ -427,17 +495,17 @@ func (s *Service) loadOne(ctx context.Context, b *bundle, l *loading, report fun
 		}
 	}
 	id := digest.FromBytes(l.config)
-	a := addition{id: id.String(), docs: map[ocispec.Digest][]byte{id: l.config}, names: l.names}
+	a := addition{id: id.String(), docs: map[ocispec.Digest][]byte{id: l.config}, names: t.names}
 	if l.manifest != nil {
 		a.rec.Manifest = ocispec.DescriptorOf(l.mdType, l.manifest)
 		a.docs[a.rec.Manifest.Digest] = l.manifest
-		if l.index != nil {
-			t, err := ocispec.DetectType(l.index, "")
+		if t.index != nil {
+			typ, err := ocispec.DetectType(t.index, "")
 			if err != nil {
 				return "", err
 			}
-			a.rec.Index = ocispec.DescriptorOf(t, l.index)
-			a.docs[a.rec.Index.Digest] = l.index
+			a.rec.Index = ocispec.DescriptorOf(typ, t.index)
+			a.docs[a.rec.Index.Digest] = t.index
 		}
 	}
 	return a.id, s.finish(ctx, a)

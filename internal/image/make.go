@@ -192,7 +192,7 @@ func (s *Service) Register(ctx context.Context, b Built) (Image, error) {
 	s.mu.RLock()
 	_, known := s.images[a.id]
 	s.mu.RUnlock()
-	if known && s.hasAll(a.id, a.names) {
+	if known && s.hasAll(a) {
 		s.mu.RLock()
 		old := s.images[a.id].rec
 		s.mu.RUnlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -217,28 +218,35 @@ func (s *Service) pullOne(ctx context.Context, repo *registry.Repository, ref re
 		names = append(names, ref)
 	}
 	status := "Image is up to date for "
-	if !s.hasAll(res.id.String(), names) {
+	a := addition{
+		id: res.id.String(), rec: record{origin: origin{Manifest: res.manifest, Index: res.index}}, docs: res.docs, names: names,
+	}
+	if !s.hasAll(a) {
 		status = "Downloaded newer image for "
 		chains := chainNames(res.config.RootFS.DiffIDs)
 		s.pin(chains)
 		defer s.unpin(ctx, chains)
 		perLayer := report
-		if s.hasAll(res.id.String(), nil) { // another name of an image that is here: nothing to tell
+		if s.hasAll(addition{id: a.id}) { // another name of an image that is here: nothing to tell
 			perLayer = func(Progress) {}
 		}
 		if err := s.pullLayers(ctx, repo, ref, res, chains, perLayer); err != nil {
 			return Image{}, errdefs.New(errdefs.KindOf(err), "pull", ref.Familiar(), err)
 		}
-		if err := s.finish(ctx, addition{
-			id: res.id.String(), rec: record{Manifest: res.manifest, Index: res.index}, docs: res.docs, names: names,
-		}); err != nil {
+		if err := s.finish(ctx, a); err != nil {
 			return Image{}, errdefs.New(errdefs.KindOf(err), "pull", ref.Familiar(), err)
 		}
 	}
 	report(Progress{Status: "Digest: " + res.target.Digest.String()})
 	report(Progress{Status: "Status: " + status + ref.Familiar()})
 	s.emit("pull", res.id.String(), ref.Familiar())
-	return s.Get(res.id.String())
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e := s.images[a.id]
+	if e == nil {
+		return Image{}, notFound(ref.Familiar(), true) // removed meanwhile
+	}
+	return s.imageLocked(e, a.target())
 }
 
 func chainNames(diffIDs []ocispec.Digest) []string {
@@ -249,15 +257,17 @@ func chainNames(diffIDs []ocispec.Digest) []string {
 	return out
 }
 
-// hasAll reports whether an image is here under all names.
-func (s *Service) hasAll(id string, names []reference.Ref) bool {
+// hasAll reports whether an image is here as part of its index, and under all
+// names.
+func (s *Service) hasAll(a addition) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.images[id] == nil {
+	e := s.images[a.id]
+	if e == nil || a.rec.Index.Digest != "" && !slices.Contains(s.membersLocked(a.target()), e) {
 		return false
 	}
-	for _, n := range names {
-		if s.names[n.String()] != id {
+	for _, n := range a.names {
+		if s.names[n.String()] != a.target() {
 			return false
 		}
 	}

@@ -70,30 +70,24 @@ type pushing struct {
 	auth   registry.Auth
 	img    Image
 	report func(Progress)
+
+	manifest []byte // as it is at the registry
+	desc     ocispec.Descriptor
+	changed  string // why it is not the one that the image came with
 }
 
 func (s *Service) pushOne(ctx context.Context, repo *registry.Repository, ref reference.Ref, q PushRequest, report func(Progress)) (Pushed, error) {
-	s.mu.RLock()
-	e := s.byNameLocked(ref)
-	var img Image
-	var err error
-	if e != nil {
-		img, err = s.imageLocked(e)
-	}
-	s.mu.RUnlock()
+	images, err := s.toPush(ref, q)
 	if err != nil {
 		return Pushed{}, err
 	}
-	if e == nil {
-		return Pushed{}, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "push", ref.Familiar(), "An image does not exist locally with the tag: %s", ref.FamiliarName()), "onggi tag IMAGE "+ref.Familiar())
+	var list []*pushing
+	for _, img := range images {
+		s.pin(img.Chain)
+		defer s.unpin(ctx, img.Chain)
+		list = append(list, &pushing{s: s, repo: repo, ref: ref, auth: q.Auth, img: img, report: report})
 	}
-	if q.Platform != nil && !ocispec.Matches(*q.Platform, img.Config.Platform) {
-		return Pushed{}, errdefs.Newf(errdefs.NotFound, "push", ref.Familiar(), "it is for %s, not for %s", ocispec.FormatPlatform(img.Config.Platform), ocispec.FormatPlatform(*q.Platform))
-	}
-	s.pin(img.Chain)
-	defer s.unpin(ctx, img.Chain)
-	p := &pushing{s: s, repo: repo, ref: ref, auth: q.Auth, img: img, report: report}
-	pushed, a, err := p.run(ctx)
+	pushed, added, err := pushTarget(ctx, list, q.Platform == nil)
 	if err != nil {
 		return Pushed{}, errdefs.New(errdefs.KindOf(err), "push", ref.Familiar(), err)
 	}
@@ -101,71 +95,154 @@ func (s *Service) pushOne(ctx context.Context, repo *registry.Repository, ref re
 	if err != nil {
 		return Pushed{}, err
 	}
-	a.id, a.names = img.ID, []reference.Ref{digestRef}
-	if !s.hasAll(img.ID, a.names) || len(a.docs) > 0 {
+	for _, a := range added {
+		a.names = []reference.Ref{digestRef}
+		if len(a.docs) > 0 && q.Platform == nil {
+			a.names = append(a.names, ref) // the name means here what it means there
+		}
+		if s.hasAll(a) && len(a.docs) == 0 {
+			continue
+		}
 		if err := s.add(a); err != nil {
 			return Pushed{}, err
 		}
 	}
-	s.emit("push", img.ID, ref.Familiar())
+	s.emit("push", images[0].ID, ref.Familiar())
 	return pushed, nil
 }
 
-func (p *pushing) run(ctx context.Context) (Pushed, addition, error) {
-	var a addition
-	config, err := p.s.doc(ocispec.Digest(p.img.ID))
-	if err != nil {
-		return Pushed{}, a, err
+// toPush finds the images of a tag, the one that it means first.
+func (s *Service) toPush(ref reference.Ref, q PushRequest) ([]Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	target := s.byNameLocked(ref)
+	if target == "" {
+		return nil, errdefs.WithHint(errdefs.Newf(errdefs.NotFound, "push", ref.Familiar(), "An image does not exist locally with the tag: %s", ref.FamiliarName()), "onggi tag IMAGE "+ref.Familiar())
 	}
-	old, err := p.oldManifest()
-	if err != nil {
-		return Pushed{}, a, err
-	}
-	m, changed, err := p.layers(ctx, old)
-	if err != nil {
-		return Pushed{}, a, err
-	}
-	if err := p.repo.PutSmall(ctx, m.Config, config); err != nil {
-		return Pushed{}, a, err
-	}
-	b, d := []byte(nil), p.img.Manifest
-	if old != nil && changed == "" {
-		b, err = p.s.doc(d.Digest)
-	} else {
-		b, err = json.Marshal(m)
-		d = ocispec.DescriptorOf(m.MediaType, b)
-	}
-	if err != nil {
-		return Pushed{}, a, err
-	}
-	tag := p.ref.Tag
-	if old != nil && changed == "" && p.img.Index.Digest != "" {
-		if _, err := p.repo.PutManifest(ctx, d.Digest.String(), d.MediaType, b); err != nil {
-			return Pushed{}, a, err
+	first := s.firstLocked(target)
+	list := append([]*entry{first}, slices.DeleteFunc(s.membersLocked(target), func(e *entry) bool { return e == first })...)
+	if q.Platform != nil {
+		e := best(list, *q.Platform)
+		if e == nil {
+			return nil, otherPlatform(ref.Familiar(), list, *q.Platform)
 		}
-		x, ib, why := p.index(ctx)
-		if why == "" {
-			if _, err := p.repo.PutManifest(ctx, tag, x.MediaType, ib); err != nil {
-				return Pushed{}, a, err
+		list = []*entry{e}
+	}
+	var out []Image
+	for _, e := range list {
+		img, err := s.imageLocked(e, target)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, img)
+	}
+	return out, nil
+}
+
+// pushTarget brings images to the registry and calls them by the tag: as the
+// index they came with, else as an index of those that are here, or as the one
+// image. whole: the tag means an index there, too.
+func pushTarget(ctx context.Context, list []*pushing, whole bool) (Pushed, []addition, error) {
+	p := list[0]
+	changed := ""
+	for _, each := range list {
+		if err := each.run(ctx); err != nil {
+			return Pushed{}, nil, err
+		}
+		if each.changed != "" {
+			changed = each.changed
+		}
+	}
+	whole = whole && p.img.Index.Digest != ""
+	if whole || len(list) > 1 {
+		for _, each := range list {
+			if _, err := p.repo.PutManifest(ctx, each.desc.Digest.String(), each.desc.MediaType, each.manifest); err != nil {
+				return Pushed{}, nil, err
 			}
-			return Pushed{Tag: tag, Digest: x.Digest.String(), Size: x.Size}, a, nil
+		}
+	}
+	if whole && changed == "" {
+		x, raw, why := p.index(ctx, list)
+		if why == "" {
+			if _, err := p.repo.PutManifest(ctx, p.ref.Tag, x.MediaType, raw); err != nil {
+				return Pushed{}, nil, err
+			}
+			a := addition{id: p.img.ID, rec: record{origin: origin{Manifest: p.img.Manifest, Index: x}}}
+			return Pushed{Tag: p.ref.Tag, Digest: x.Digest.String(), Size: x.Size}, []addition{a}, nil
 		}
 		if ctx.Err() != nil {
-			return Pushed{}, a, context.Cause(ctx)
+			return Pushed{}, nil, context.Cause(ctx)
 		}
 		changed = why
-	}
-	if _, err := p.repo.PutManifest(ctx, tag, d.MediaType, b); err != nil {
-		return Pushed{}, a, err
-	}
-	if d.Digest != p.img.Manifest.Digest {
-		a.rec = record{Manifest: d}
-		a.docs = map[ocispec.Digest][]byte{d.Digest: b}
 	}
 	if !p.cameFromRegistry() {
 		changed = "" // nobody has been told another digest
 	}
-	return Pushed{Tag: tag, Digest: d.Digest.String(), Size: d.Size, Changed: changed}, a, nil
+	if len(list) > 1 {
+		return pushNewIndex(ctx, list, changed)
+	}
+	if _, err := p.repo.PutManifest(ctx, p.ref.Tag, p.desc.MediaType, p.manifest); err != nil {
+		return Pushed{}, nil, err
+	}
+	a := addition{id: p.img.ID}
+	if p.desc.Digest != p.img.Manifest.Digest {
+		a.rec.Manifest = p.desc
+		a.docs = map[ocispec.Digest][]byte{p.desc.Digest: p.manifest}
+	}
+	return Pushed{Tag: p.ref.Tag, Digest: p.desc.Digest.String(), Size: p.desc.Size, Changed: changed}, []addition{a}, nil
+}
+
+// pushNewIndex makes an index of the images that are here.
+func pushNewIndex(ctx context.Context, list []*pushing, changed string) (Pushed, []addition, error) {
+	p := list[0]
+	x := ocispec.Index{Versioned: ocispec.Versioned, MediaType: ocispec.TypeIndex}
+	for _, each := range list {
+		d := each.desc
+		c := each.img.Config
+		d.Platform = &ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant, OSVersion: c.OSVersion}
+		x.Manifests = append(x.Manifests, d)
+	}
+	raw, err := json.Marshal(x)
+	if err != nil {
+		return Pushed{}, nil, err
+	}
+	d := ocispec.DescriptorOf(ocispec.TypeIndex, raw)
+	if _, err := p.repo.PutManifest(ctx, p.ref.Tag, d.MediaType, raw); err != nil {
+		return Pushed{}, nil, err
+	}
+	var added []addition
+	for _, each := range list {
+		added = append(added, addition{id: each.img.ID, rec: record{origin: origin{Manifest: each.desc, Index: d}}, docs: map[ocispec.Digest][]byte{each.desc.Digest: each.manifest, d.Digest: raw}})
+	}
+	return Pushed{Tag: p.ref.Tag, Digest: d.Digest.String(), Size: d.Size, Changed: changed}, added, nil
+}
+
+// run brings the image's layers and configuration to the registry, and leaves
+// the manifest that names them.
+func (p *pushing) run(ctx context.Context) error {
+	config, err := p.s.doc(ocispec.Digest(p.img.ID))
+	if err != nil {
+		return err
+	}
+	old, err := p.oldManifest()
+	if err != nil {
+		return err
+	}
+	m, changed, err := p.layers(ctx, old)
+	if err != nil {
+		return err
+	}
+	if err := p.repo.PutSmall(ctx, m.Config, config); err != nil {
+		return err
+	}
+	p.desc, p.changed = p.img.Manifest, changed
+	if old != nil && changed == "" {
+		p.manifest, err = p.s.doc(p.desc.Digest)
+		return err
+	}
+	p.manifest, err = json.Marshal(m)
+	p.desc = ocispec.DescriptorOf(m.MediaType, p.manifest)
+	return err
 }
 
 // cameFromRegistry reports whether the manifest's digest, or its index's, is
@@ -390,9 +467,9 @@ func (p *pushing) exactBlob(ctx context.Context, chain string, rec *layerRecord,
 }
 
 // index makes the registry have everything that the image's index names. Other
-// platforms' blobs are not here: they are mounted, or left where they are. why
-// says what is missing.
-func (p *pushing) index(ctx context.Context) (d ocispec.Descriptor, b []byte, why string) {
+// platforms' blobs may not be here: they are mounted, or left where they are.
+// why says what is missing.
+func (p *pushing) index(ctx context.Context, here []*pushing) (d ocispec.Descriptor, b []byte, why string) {
 	d = p.img.Index
 	b, err := p.s.doc(d.Digest)
 	if err != nil {
@@ -403,7 +480,7 @@ func (p *pushing) index(ctx context.Context) (d ocispec.Descriptor, b []byte, wh
 		return d, nil, err.Error()
 	}
 	for _, e := range x.Manifests {
-		if e.Digest == p.img.Manifest.Digest {
+		if slices.ContainsFunc(here, func(h *pushing) bool { return h.desc.Digest == e.Digest }) {
 			continue
 		}
 		if err := p.other(ctx, e); err != nil {
@@ -411,7 +488,7 @@ func (p *pushing) index(ctx context.Context) (d ocispec.Descriptor, b []byte, wh
 			if e.Platform != nil {
 				what += " for " + ocispec.FormatPlatform(*e.Platform)
 			}
-			return d, nil, what + ", which is not here, so that the image of this platform was pushed alone"
+			return d, nil, what + ", which is not here, so that what is was pushed alone"
 		}
 	}
 	return d, b, ""

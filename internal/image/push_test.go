@@ -187,7 +187,7 @@ func TestImportCommitAndPushOfWhatHasNoManifest(t *testing.T) {
 	if len(kid.Chain) != 2 || kid.Chain[0] != img.Snapshot || e.read(kid, "new") != "new" || kid.Parent != img.ID {
 		t.Errorf("%+v", kid)
 	}
-	h, err := e.History(kid.ID)
+	h, err := e.History(kid.ID, nil)
 	if err != nil || len(h) != 2 || h[0].Comment != "m" || h[0].ID != kid.ID || h[1].ID != img.ID {
 		t.Errorf("%+v, %v", h, err)
 	}

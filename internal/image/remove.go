@@ -17,33 +17,39 @@ import (
 	"github.com/onggi/onggi/internal/reference"
 )
 
-// Remove takes a name away, and the image with its last name, as Docker does:
-// given a name, that name goes; given an ID, all names of one repository go.
-// The image itself stays where a container uses it, unless forced.
+// Remove takes a name away, and with its last name the image, of every
+// platform, as Docker does: given a name, that name goes; given an ID, all
+// names of one repository go. What a container uses stays, unless forced.
 func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) ([]Removed, error) {
 	if o.InUse == nil {
 		o.InUse = func(string) []string { return nil }
 	}
 	s.mu.RLock()
-	e, err := s.findLocked(nameOrID)
-	var names []reference.Ref
+	e, target, err := s.lookupLocked(nameOrID)
+	var names, same []reference.Ref // of the image; of the target
+	var platforms, all []*entry
+	behind := false
 	if err == nil {
-		names = s.refsLocked(e.id)
+		behind = s.behindLocked(e)
+		names, same = s.refsLocked(e), parseAll(s.of[target])
+		all = s.membersLocked(target)
+		platforms, err = exactly(all, o.Platforms, nameOrID)
 	}
 	s.mu.RUnlock()
 	if err != nil {
 		return nil, err
 	}
-	var out []Removed
-	quiet := false
+	if len(platforms) < len(all) {
+		return s.removePlatforms(ctx, platforms, target, o)
+	}
 	if ref, ok := s.asName(nameOrID, e.id); ok {
-		if users := o.InUse(e.id); !o.Force && oneRepository(names) && len(tagsOf(names)) <= 1 && len(users) > 0 {
+		if users := usersOf(all, o); !o.Force && oneRepository(names) && len(tagsOf(names)) <= 1 && len(users) > 0 {
 			return nil, errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "", "",
 				"conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", nameOrID, strings.TrimSuffix(users[0], " (running)"), short(ocispec.Digest(e.id))),
 				"onggi rm "+strings.TrimSuffix(users[0], " (running)")+", or rmi -f")
 		}
 		drop := []reference.Ref{ref}
-		rest := slices.DeleteFunc(slices.Clone(names), func(n reference.Ref) bool { return n == ref })
+		rest := slices.DeleteFunc(same, func(n reference.Ref) bool { return n == ref })
 		// With the last tag of a repository its digests go, too.
 		if ref.Digest == "" && !slices.ContainsFunc(rest, func(n reference.Ref) bool { return n.Repository() == ref.Repository() && n.Digest == "" }) {
 			for _, n := range rest {
@@ -52,24 +58,162 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 				}
 			}
 		}
-		if out, err = s.untag(e.id, drop); err != nil {
+		out, err := s.untag(e.id, drop)
+		if err != nil {
 			return out, err
 		}
-		if len(names) > len(drop) {
-			return out, nil
+		more, err := s.removeLoose(ctx, all, o)
+		return append(out, more...), err
+	}
+	s.mu.RLock()
+	group := s.groupLocked(e)
+	s.mu.RUnlock()
+	named := oneRepository(names)
+	for _, m := range group {
+		list := names
+		if m.id != e.id {
+			list = nil
 		}
-		names, quiet = nil, true
-	} else if oneRepository(names) {
-		if c := s.conflict(e.id, names, o, true); c != nil {
+		if c := s.conflict(m.id, list, o, named); c != nil {
 			return nil, c
 		}
-		if out, err = s.untag(e.id, names); err != nil {
+	}
+	out, err := s.untag(e.id, names)
+	if err != nil {
+		return out, err
+	}
+	var more []Removed
+	if behind {
+		more, err = s.remove(ctx, e.id, nil, o, named) // this platform only
+	} else {
+		more, err = s.removeLoose(ctx, group, o)
+	}
+	return append(out, more...), err
+}
+
+// usersOf lists the containers of any of the images.
+func usersOf(list []*entry, o RemoveOptions) []string {
+	var out []string
+	for _, e := range list {
+		out = append(out, o.InUse(e.id)...)
+	}
+	return out
+}
+
+// removeLoose deletes those of the images that have no name any more. The
+// others leave the indexes that have none.
+func (s *Service) removeLoose(ctx context.Context, list []*entry, o RemoveOptions) ([]Removed, error) {
+	var out []Removed
+	for _, e := range list {
+		s.mu.RLock()
+		held := len(s.heldLocked(e)) > 0
+		s.mu.RUnlock()
+		if held {
+			for _, o := range e.rec.origins() {
+				if err := s.leave(e.id, o.Index.Digest.String(), true); err != nil {
+					return out, err
+				}
+			}
+			continue
+		}
+		more, err := s.remove(ctx, e.id, nil, o, true)
+		out = append(out, more...)
+		if err != nil {
 			return out, err
 		}
-		names, quiet = nil, true
 	}
-	more, err := s.remove(ctx, e.id, names, o, quiet)
-	return append(out, more...), err
+	return out, nil
+}
+
+// removePlatforms takes some images out of their index, whose names stay for
+// the others.
+func (s *Service) removePlatforms(ctx context.Context, list []*entry, index string, o RemoveOptions) ([]Removed, error) {
+	for _, e := range list {
+		if c := s.conflict(e.id, nil, o, true); c != nil {
+			return nil, c
+		}
+	}
+	for _, e := range list {
+		if err := s.leave(e.id, index, false); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.RLock()
+	for i, e := range list {
+		list[i] = s.images[e.id]
+	}
+	s.mu.RUnlock()
+	return s.removeLoose(ctx, slices.DeleteFunc(list, func(e *entry) bool { return e == nil }), o)
+}
+
+// leave takes an image out of an index, or only if that has no name.
+func (s *Service) leave(id, index string, nameless bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[id]
+	if e == nil || nameless && len(s.of[index]) > 0 {
+		return nil
+	}
+	left := *e
+	left.rec.Also = nil
+	for _, o := range e.rec.origins() {
+		if d := o.Index.Digest; d.String() != index && d != e.rec.Index.Digest {
+			left.rec.Also = append(left.rec.Also, o)
+		}
+	}
+	if left.rec.Index.Digest.String() == index {
+		left.rec.Index = ocispec.Descriptor{}
+	}
+	gone := ocispec.Digest(index)
+	left.rec.Docs = slices.DeleteFunc(slices.Clone(e.rec.Docs), func(d ocispec.Digest) bool { return d == gone })
+	drop := s.onlyOfLocked(id, []ocispec.Digest{gone})
+	err := s.o.DB.Update(func(tx *metadb.Tx) error {
+		if err := deleteDocs(tx, drop); err != nil {
+			return err
+		}
+		return tx.Put(bucketImage, id, left.rec)
+	})
+	if err != nil {
+		return err
+	}
+	s.images[id] = &left
+	s.leaveLocked(id, index)
+	s.dropLargeDocs(drop)
+	return nil
+}
+
+// onlyOfLocked lists which of the documents no other image has. Preconditions:
+// s.mu is held.
+func (s *Service) onlyOfLocked(id string, docs []ocispec.Digest) []ocispec.Digest {
+	needed := map[ocispec.Digest]bool{}
+	for other, e := range s.images {
+		if other != id {
+			for _, d := range e.rec.Docs {
+				needed[d] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(docs), func(d ocispec.Digest) bool { return needed[d] })
+}
+
+func deleteDocs(tx *metadb.Tx, docs []ocispec.Digest) error {
+	for _, d := range docs {
+		if err := tx.Delete(bucketDoc, d.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropLargeDocs deletes documents that were too large to be records.
+func (s *Service) dropLargeDocs(docs []ocispec.Digest) {
+	for _, d := range docs {
+		if s.o.Content != nil {
+			if err := s.o.Content.Delete(d); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+				s.log.Warn("document not removed", "digest", d, "error", err)
+			}
+		}
+	}
 }
 
 // asName reports whether a person meant a name by what led to the image, and
@@ -80,7 +224,7 @@ func (s *Service) asName(nameOrID, id string) (reference.Ref, bool) {
 		if r, err := reference.Parse(nameOrID); err == nil {
 			s.mu.RLock()
 			defer s.mu.RUnlock()
-			if s.names[r.OrLatest().String()] == id {
+			if e := s.firstLocked(s.names[r.OrLatest().String()]); e != nil && e.id == id {
 				return r.OrLatest(), true
 			}
 		}
@@ -96,10 +240,20 @@ func (s *Service) asName(nameOrID, id string) (reference.Ref, bool) {
 	return r.OrLatest(), true
 }
 
-// refsLocked lists an image's names. Preconditions: s.mu is held.
-func (s *Service) refsLocked(id string) []reference.Ref {
+// refsLocked lists the names that mean an image where no platform is asked for.
+// Preconditions: s.mu is held.
+func (s *Service) refsLocked(e *entry) []reference.Ref {
+	var names []string
+	for _, t := range s.standsForLocked(e) {
+		names = append(names, s.of[t]...)
+	}
+	slices.Sort(names)
+	return parseAll(names)
+}
+
+func parseAll(names []string) []reference.Ref {
 	var out []reference.Ref
-	for _, n := range s.of[id] {
+	for _, n := range names {
 		if r, err := reference.Parse(n); err == nil {
 			out = append(out, r)
 		}
@@ -226,7 +380,7 @@ func (s *Service) remove(ctx context.Context, id string, names []reference.Ref, 
 	if parent := e.rec.Parent; parent != "" && !o.NoPrune {
 		s.mu.RLock()
 		p := s.images[parent]
-		named := len(s.of[parent]) > 0
+		named := p != nil && len(s.heldLocked(p)) > 0
 		s.mu.RUnlock()
 		if p != nil && !named {
 			more, err := s.remove(ctx, parent, nil, RemoveOptions{InUse: o.InUse}, true)
@@ -244,29 +398,19 @@ func (s *Service) forget(id string) error {
 	if e == nil {
 		return nil
 	}
-	needed := map[ocispec.Digest]bool{}
-	for other, oe := range s.images {
-		if other != id {
-			for _, d := range oe.rec.Docs {
-				needed[d] = true
-			}
-		}
-	}
-	var drop []ocispec.Digest
-	for _, d := range e.rec.Docs {
-		if !needed[d] {
-			drop = append(drop, d)
-		}
-	}
+	drop := s.onlyOfLocked(id, e.rec.Docs)
 	names := slices.Clone(s.of[id])
+	for _, o := range e.rec.origins() {
+		if index := o.Index.Digest.String(); len(s.parts[index]) == 1 {
+			names = append(names, s.of[index]...) // it was the last
+		}
+	}
 	err := s.o.DB.Update(func(tx *metadb.Tx) error {
 		if err := tx.Delete(bucketImage, id); err != nil {
 			return err
 		}
-		for _, d := range drop {
-			if err := tx.Delete(bucketDoc, d.String()); err != nil {
-				return err
-			}
+		if err := deleteDocs(tx, drop); err != nil {
+			return err
 		}
 		for _, n := range names {
 			if err := tx.Delete(bucketName, n); err != nil {
@@ -281,14 +425,11 @@ func (s *Service) forget(id string) error {
 	for _, n := range names {
 		s.setNameLocked(n, "")
 	}
-	delete(s.images, id)
-	for _, d := range drop {
-		if s.o.Content != nil {
-			if err := s.o.Content.Delete(d); err != nil && !errdefs.Is(err, errdefs.NotFound) {
-				s.log.Warn("document not removed", "digest", d, "error", err)
-			}
-		}
+	for _, o := range e.rec.origins() {
+		s.leaveLocked(id, o.Index.Digest.String())
 	}
+	delete(s.images, id)
+	s.dropLargeDocs(drop)
 	return nil
 }
 
@@ -396,10 +537,10 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 	var list []*entry
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
 		e := s.images[id]
-		if !all && len(tagsOf(s.refsLocked(id))) > 0 {
-			continue
+		if names := parseAll(s.heldLocked(e)); !all && len(tagsOf(names)) > 0 || len(names) > 0 && s.behindLocked(e) {
+			continue // it goes with what it is behind
 		}
-		if img, err := s.imageLocked(e); err == nil && f.match(img) {
+		if img, err := s.listedLocked(e); err == nil && f.match(img) {
 			list = append(list, e)
 		}
 	}
@@ -411,9 +552,16 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 			if ctx.Err() != nil {
 				return rep, context.Cause(ctx)
 			}
-			if len(o.InUse(e.id)) > 0 {
+			s.mu.RLock()
+			group := s.groupLocked(e)
+			s.mu.RUnlock()
+			if slices.ContainsFunc(group, func(m *entry) bool { return len(o.InUse(m.id)) > 0 }) {
 				if all && o.UsedAs != nil {
-					removed, err := s.untag(e.id, s.spare(e.id, o.UsedAs(e.id)))
+					var usedAs []string
+					for _, m := range group {
+						usedAs = append(usedAs, o.UsedAs(m.id)...)
+					}
+					removed, err := s.untag(e.id, s.spare(e, usedAs))
 					rep.Removed = append(rep.Removed, removed...)
 					if err != nil {
 						return rep, err
@@ -426,9 +574,15 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 				continue
 			}
 			s.mu.RLock()
-			names := s.refsLocked(e.id)
+			names := s.refsLocked(e)
 			s.mu.RUnlock()
-			removed, err := s.remove(ctx, e.id, names, RemoveOptions{InUse: o.InUse, Force: true, NoPrune: true}, false)
+			how := RemoveOptions{InUse: o.InUse, Force: true, NoPrune: true}
+			removed, err := s.remove(ctx, e.id, names, how, false)
+			if err == nil {
+				var more []Removed
+				more, err = s.removeLoose(ctx, group[1:], how)
+				removed = append(removed, more...)
+			}
 			rep.Removed = append(rep.Removed, removed...)
 			if err != nil && !errdefs.Is(err, errdefs.Conflict) {
 				return rep, err
@@ -446,9 +600,9 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (PruneReport, error
 }
 
 // spare lists the tags by which no container knows an image; one always stays.
-func (s *Service) spare(id string, usedAs []string) []reference.Ref {
+func (s *Service) spare(e *entry, usedAs []string) []reference.Ref {
 	s.mu.RLock()
-	tags := tagsOf(s.refsLocked(id))
+	tags := tagsOf(s.refsLocked(e))
 	s.mu.RUnlock()
 	slices.SortFunc(tags, func(a, b reference.Ref) int { return strings.Compare(a.String(), b.String()) })
 	used := map[reference.Ref]bool{}

@@ -34,12 +34,12 @@ const (
 
 // record is what metadb keeps of an image. Unknown versions are not read.
 type record struct {
-	V          int                // 1
-	Manifest   ocispec.Descriptor `json:",omitzero"`
-	Index      ocispec.Descriptor `json:",omitzero"`
-	Docs       []ocispec.Digest   // the configuration and whatever else is kept for it
-	Parent     string             `json:",omitempty"`
-	Container  string             `json:",omitempty"`
+	V          int              // 1
+	origin                      // the latest
+	Also       []origin         `json:",omitempty"` // other indexes that it belongs to
+	Docs       []ocispec.Digest // the configuration and whatever else is kept for it
+	Parent     string           `json:",omitempty"`
+	Container  string           `json:",omitempty"`
 	Added      time.Time
 	LastTagged time.Time `json:",omitzero"`
 }
@@ -47,7 +47,12 @@ type record struct {
 // document is a small JSON text, or an attestation.
 type document struct{ Data []byte }
 
-type nameRecord struct{ ID string }
+// nameRecord says what a name means: an index, or one image.
+type nameRecord struct {
+	V     int            `json:",omitempty"` // 1; 0 knew images only
+	ID    string         // the image that it meant when it was written
+	Index ocispec.Digest `json:",omitempty"`
+}
 
 // layerRecord is what metadb keeps of a layer.
 type layerRecord struct {
@@ -91,8 +96,9 @@ type Service struct {
 
 	mu     sync.RWMutex
 	images map[string]*entry       // by ID; guarded by mu
-	names  map[string]string       // canonical name → ID; guarded by mu
-	of     map[string][]string     // ID → names; guarded by mu
+	parts  map[string][]string     // index → IDs of its images that are here; guarded by mu
+	names  map[string]string       // canonical name → target, an index or an ID; guarded by mu
+	of     map[string][]string     // target → names; guarded by mu
 	layers map[string]*layerRecord // by chain ID; values are immutable; guarded by mu
 	pins   map[string]int          // chain ID → pulls and the like that need it; guarded by mu
 
@@ -114,7 +120,7 @@ func New(o Options) (*Service, error) {
 	if o.MaxLayer == 0 {
 		o.MaxLayer = 256 << 30
 	}
-	s := &Service{o: o, log: o.Logger, images: map[string]*entry{}, names: map[string]string{}, of: map[string][]string{}, layers: map[string]*layerRecord{}, pins: map[string]int{}}
+	s := &Service{o: o, log: o.Logger, images: map[string]*entry{}, parts: map[string][]string{}, names: map[string]string{}, of: map[string][]string{}, layers: map[string]*layerRecord{}, pins: map[string]int{}}
 	s.loads = downloads{open: map[ocispec.Digest]*download{}}
 	for _, d := range []string{"", "split", "partial"} {
 		if err := os.MkdirAll(filepath.Join(o.Dir, d), 0o700); err != nil {
@@ -143,10 +149,13 @@ func (s *Service) load(tx *metadb.Tx) error {
 	if err != nil {
 		return err
 	}
+	for _, e := range s.images {
+		s.joinLocked(e)
+	}
 	err = tx.Each(bucketName, func(name string, raw json.RawMessage) error {
 		var rec nameRecord
-		if err := json.Unmarshal(raw, &rec); err == nil && s.images[rec.ID] != nil {
-			s.setNameLocked(name, rec.ID)
+		if err := json.Unmarshal(raw, &rec); err == nil {
+			s.setNameLocked(name, s.readName(name, rec))
 		}
 		return nil
 	})
@@ -160,6 +169,21 @@ func (s *Service) load(tx *metadb.Tx) error {
 		}
 		return nil
 	})
+}
+
+// readName finds the target of a name's record, "" for none.
+func (s *Service) readName(name string, rec nameRecord) string {
+	e := s.images[rec.ID]
+	if rec.V == 0 && e != nil && !strings.HasSuffix(name, "@"+e.rec.Manifest.Digest.String()) {
+		rec.Index = e.rec.Index.Digest // of its image's index, then, unless it named the manifest
+	}
+	switch {
+	case len(s.parts[rec.Index.String()]) > 0:
+		return rec.Index.String()
+	case e != nil:
+		return rec.ID
+	}
+	return ""
 }
 
 // reconcile compares the records with the snapshots that are there: after an
@@ -303,42 +327,52 @@ func (s *Service) ConfigBytes(nameOrID string) ([]byte, error) {
 	return s.doc(ocispec.Digest(e.id))
 }
 
-func (s *Service) setNameLocked(name, id string) {
+// setNameLocked makes a name mean a target; "" takes it away. Preconditions:
+// s.mu is held.
+func (s *Service) setNameLocked(name, target string) {
 	if old := s.names[name]; old != "" {
 		s.of[old] = slices.DeleteFunc(slices.Clone(s.of[old]), func(n string) bool { return n == name })
 		if len(s.of[old]) == 0 {
 			delete(s.of, old)
 		}
 	}
-	if id == "" {
+	if target == "" {
 		delete(s.names, name)
 		return
 	}
-	s.names[name] = id
-	list := append(slices.Clone(s.of[id]), name)
+	s.names[name] = target
+	list := append(slices.Clone(s.of[target]), name)
 	slices.Sort(list)
-	s.of[id] = list
+	s.of[target] = list
 }
 
 // findLocked finds an image by name, ID, or the beginning of an ID.
 // Preconditions: s.mu is held.
 func (s *Service) findLocked(nameOrID string) (*entry, error) {
+	e, _, err := s.lookupLocked(nameOrID)
+	return e, err
+}
+
+// lookupLocked is findLocked, and tells the target that was meant.
+func (s *Service) lookupLocked(nameOrID string) (*entry, string, error) {
+	byID := func(e *entry) (*entry, string, error) { return e, s.targetLocked(e), nil }
+	none := func(err error) (*entry, string, error) { return nil, "", err }
 	if e := s.images[nameOrID]; e != nil {
-		return e, nil
+		return byID(e)
 	}
 	if reference.IsID(nameOrID) {
 		if e := s.images["sha256:"+nameOrID]; e != nil {
-			return e, nil
+			return byID(e)
 		}
-		return nil, notFound(nameOrID, false)
+		return none(notFound(nameOrID, false))
 	}
 	if strings.HasPrefix(nameOrID, "sha256:") && reference.IsID(nameOrID[7:]) {
-		return nil, notFound(nameOrID, false)
+		return none(notFound(nameOrID, false))
 	}
 	ref, perr := reference.Parse(nameOrID)
 	if perr == nil {
-		if e := s.byNameLocked(ref); e != nil {
-			return e, nil
+		if target := s.byNameLocked(ref); target != "" {
+			return s.firstLocked(target), target, nil
 		}
 	}
 	// The beginning of an ID, with or without its algorithm.
@@ -348,29 +382,30 @@ func (s *Service) findLocked(nameOrID string) (*entry, error) {
 		for id, e := range s.images {
 			if strings.HasPrefix(id[len("sha256:"):], prefix) {
 				if found != nil {
-					return nil, errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "%s is the beginning of several image IDs", nameOrID), "give more digits")
+					return none(errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "%s is the beginning of several image IDs", nameOrID), "give more digits"))
 				}
 				found = e
 			}
 		}
 		if found != nil {
-			return found, nil
+			return byID(found)
 		}
 	}
 	if perr != nil {
-		return nil, perr
+		return none(perr)
 	}
-	return nil, notFound(ref.OrLatest().Familiar(), true)
+	return none(notFound(ref.OrLatest().Familiar(), true))
 }
 
-func (s *Service) byNameLocked(ref reference.Ref) *entry {
+// byNameLocked finds the target of a name, "" for none.
+func (s *Service) byNameLocked(ref reference.Ref) string {
 	if ref.Digest == "" {
-		return s.images[s.names[ref.OrLatest().String()]]
+		return s.names[ref.OrLatest().String()]
 	}
 	// A tag beside a digest says nothing: the digest must be known in this
 	// repository, whatever the tag there means today.
 	by, _ := ref.WithDigest(ref.Digest)
-	return s.images[s.names[by.String()]]
+	return s.names[by.String()]
 }
 
 func notFound(name string, pullable bool) error {
@@ -382,22 +417,19 @@ func notFound(name string, pullable bool) error {
 }
 
 // Get finds an image by name, name@digest, ID, or the beginning of an ID.
-func (s *Service) Get(nameOrID string) (Image, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	e, err := s.findLocked(nameOrID)
-	if err != nil {
-		return Image{}, err
-	}
-	return s.imageLocked(e)
-}
+// Where a name has several platforms, it is the host's, else the first that
+// came.
+func (s *Service) Get(nameOrID string) (Image, error) { return s.GetFor(nameOrID, nil) }
 
-func (s *Service) imageLocked(e *entry) (Image, error) {
+// imageLocked describes an image, as part of a target. Preconditions: s.mu is
+// held.
+func (s *Service) imageLocked(e *entry, target string) (Image, error) {
 	cfg, err := e.config()
 	if err != nil {
 		return Image{}, errdefs.New(errdefs.Internal, "read", "image "+e.id, err)
 	}
-	img := Image{ID: e.id, Manifest: e.rec.Manifest, Index: e.rec.Index, Config: cfg, Added: e.rec.Added, LastTagged: e.rec.LastTagged, Parent: e.rec.Parent, Target: e.rec.Index}
+	from := e.rec.under(target)
+	img := Image{ID: e.id, Manifest: from.Manifest, Index: from.Index, Config: cfg, Added: e.rec.Added, LastTagged: e.rec.LastTagged, Parent: e.rec.Parent, Target: from.Index}
 	if img.Target.Digest == "" {
 		img.Target = img.Manifest
 	}
@@ -413,16 +445,12 @@ func (s *Service) imageLocked(e *entry) (Image, error) {
 	if n := len(img.Chain); n > 0 {
 		img.Snapshot = img.Chain[n-1]
 	}
-	for _, n := range s.of[e.id] {
-		r, err := reference.Parse(n)
-		switch {
-		case err != nil:
-		case r.Digest != "":
-			img.RepoDigests = append(img.RepoDigests, r.Familiar())
-		default:
-			img.RepoTags = append(img.RepoTags, r.Familiar())
+	for _, m := range s.membersLocked(target) {
+		if m.id != e.id {
+			img.Others = append(img.Others, m.id)
 		}
 	}
+	img.RepoTags, img.RepoDigests = familiar(parseAll(s.heldLocked(e)))
 	return img, nil
 }
 
@@ -432,8 +460,16 @@ type addition struct {
 	id     string
 	rec    record
 	docs   map[ocispec.Digest][]byte
-	names  []reference.Ref // tags and digests
+	names  []reference.Ref // tags and digests, of rec.Index or of the image
 	layers map[string]*layerRecord
+}
+
+// target is what the names are to mean.
+func (a addition) target() string {
+	if a.rec.Index.Digest != "" {
+		return a.rec.Index.Digest.String()
+	}
+	return a.id
 }
 
 func (s *Service) add(a addition) error {
@@ -447,7 +483,7 @@ func (s *Service) add(a addition) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	tagged := false
+	tagged, target := false, a.target()
 	for _, n := range a.names {
 		tagged = tagged || n.Tag != ""
 	}
@@ -482,7 +518,7 @@ func (s *Service) add(a addition) error {
 			}
 		}
 		for _, n := range a.names {
-			if err := tx.Put(bucketName, n.String(), nameRecord{a.id}); err != nil {
+			if err := putName(tx, n, a.id, target); err != nil {
 				return err
 			}
 		}
@@ -501,10 +537,19 @@ func (s *Service) add(a addition) error {
 	} else {
 		s.images[a.id] = s.newEntry(a.id, a.rec, a.docs[ocispec.Digest(a.id)])
 	}
+	s.joinLocked(s.images[a.id])
 	for _, n := range a.names {
-		s.setNameLocked(n.String(), a.id)
+		s.setNameLocked(n.String(), target)
 	}
 	return nil
+}
+
+func putName(tx *metadb.Tx, n reference.Ref, id, target string) error {
+	rec := nameRecord{V: 1, ID: id}
+	if target != id {
+		rec.Index = ocispec.Digest(target)
+	}
+	return tx.Put(bucketName, n.String(), rec)
 }
 
 // putLargeDocs writes the documents that are too large to be records.
@@ -535,7 +580,13 @@ func (s *Service) putLargeDocs(docs map[ocispec.Digest][]byte) error {
 // merge keeps of an image that comes a second time what the first one knew.
 func merge(old, add record) record {
 	if add.Manifest.Digest == "" {
-		add.Manifest, add.Index = old.Manifest, old.Index
+		add.origin, add.Also = old.origin, old.Also
+	} else {
+		for _, o := range old.origins() {
+			if o.Index.Digest != add.Index.Digest {
+				add.Also = append(add.Also, o)
+			}
+		}
 	}
 	for _, d := range old.Docs {
 		if !slices.Contains(add.Docs, d) {
@@ -559,16 +610,34 @@ func (s *Service) Tag(ctx context.Context, src string, ref reference.Ref) error 
 		return errdefs.Newf(errdefs.Invalid, "", "", "refusing to create an ambiguous tag using digest algorithm as name")
 	}
 	ref = ref.OrLatest()
-	s.mu.RLock()
-	e, err := s.findLocked(src)
-	s.mu.RUnlock()
+	s.mu.Lock()
+	e, target, err := s.lookupLocked(src)
+	if err == nil {
+		err = s.nameLocked(ref, e, target)
+	}
+	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	if err := s.add(addition{id: e.id, rec: e.rec, names: []reference.Ref{ref}}); err != nil {
+	s.emit("tag", e.id, ref.Familiar())
+	return nil
+}
+
+// nameLocked makes a tag mean a target. Preconditions: s.mu is held.
+func (s *Service) nameLocked(ref reference.Ref, e *entry, target string) error {
+	tagged := *e
+	tagged.rec.LastTagged = time.Now().UTC()
+	err := s.o.DB.Update(func(tx *metadb.Tx) error {
+		if err := tx.Put(bucketImage, e.id, tagged.rec); err != nil {
+			return err
+		}
+		return putName(tx, ref, e.id, target)
+	})
+	if err != nil {
 		return err
 	}
-	s.emit("tag", e.id, ref.Familiar())
+	s.images[e.id] = &tagged
+	s.setNameLocked(ref.String(), target)
 	return nil
 }
 
