@@ -25,10 +25,10 @@ var _ worker.Images = images{}
 // Get finds the image of a FROM. A digest may be a manifest's or an image's id,
 // since that is what an image without a manifest was resolved to.
 func (a images) Get(_ context.Context, name string, p ocispecs.Platform) (*worker.Image, error) {
-	img, err := a.s.Get(name)
+	img, err := a.s.GetFor(name, &p)
 	if errdefs.Is(err, errdefs.NotFound) {
 		if _, d, ok := strings.Cut(name, "@"); ok {
-			img, err = a.s.Get(d)
+			img, err = a.s.GetFor(d, &p)
 		}
 	}
 	if err != nil {
@@ -124,49 +124,43 @@ func (a images) Register(ctx context.Context, b worker.Built) error {
 		q.Layers = append(q.Layers, bl)
 	}
 	if len(b.Index) > 0 {
-		docs, ok, err := attestations(b)
+		docs, err := attestations(b)
 		if err != nil {
 			return err
 		}
-		if ok {
-			q.Index, q.Docs = b.Index, docs
-		}
+		q.Index, q.Docs = b.Index, docs
 	}
 	_, err := a.s.Register(ctx, q)
 	return err
 }
 
-// attestations collects what an index has beside the image. It says no where
-// that is more: images of other platforms, whose layers the store lacks.
-func attestations(b worker.Built) (docs [][]byte, ok bool, err error) {
+// attestations collects what an index has beside images: of the other platforms'
+// each is registered in its turn.
+func attestations(b worker.Built) (docs [][]byte, err error) {
 	var idx ocispecs.Index
 	if err := json.Unmarshal(b.Index, &idx); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	own := digest.FromBytes(b.Manifest)
 	for _, d := range idx.Manifests {
-		if d.Digest == own {
-			continue
-		}
 		if !ocispec.IsAttestation(d) {
-			return nil, false, nil
+			continue
 		}
 		raw, err := b.Blob(d.Digest)
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		docs = append(docs, raw)
 		var m ocispecs.Manifest
 		if err := json.Unmarshal(raw, &m); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		for _, l := range append(m.Layers, m.Config) {
 			raw, err := b.Blob(l.Digest)
 			if err != nil {
-				return nil, false, err
+				return nil, err
 			}
 			docs = append(docs, raw)
 		}
 	}
-	return docs, true, nil
+	return docs, nil
 }

@@ -227,67 +227,81 @@ func (o *imageOutput) names(src *exporter.Source, desc ocispecs.Descriptor) ([]s
 	return out, nil
 }
 
-// register gives the image of the machine's platform to the store, or of the
-// first platform where there is none for the machine.
+// register gives the image of every platform to the store, and returns the ID
+// of the machine's platform, or of the first where there is none for it.
 func (o *imageOutput) register(ctx context.Context, src *exporter.Source, target ocispecs.Descriptor, names []string, g session.Group) (string, error) {
 	for _, n := range names {
 		done := progress.OneOff(ctx, "naming to "+n)
 		defer done(nil)
 	}
-	b := Built{Names: names, Target: target, Blob: func(d digest.Digest) ([]byte, error) { return o.blob(ctx, d) }}
 	raw, err := o.blob(ctx, target.Digest)
 	if err != nil {
 		return "", err
 	}
-	ref, p, err := o.pick(src)
+	results, err := o.results(src)
 	if err != nil {
 		return "", err
 	}
-	b.Manifest = raw
-	if images.IsIndexType(target.MediaType) {
-		b.Index = raw
-		d, err := manifestFor(raw, p)
-		if err != nil {
+	var id string
+	for _, r := range results {
+		b := Built{Names: names, Manifest: raw, Target: target, Platform: target.Platform, Blob: func(d digest.Digest) ([]byte, error) { return o.blob(ctx, d) }}
+		if images.IsIndexType(target.MediaType) {
+			b.Index = raw
+			d, err := manifestFor(raw, r.platform)
+			if err != nil {
+				return "", err
+			}
+			if b.Manifest, err = o.blob(ctx, d.Digest); err != nil {
+				return "", err
+			}
+			b.Platform = d.Platform
+		}
+		var m ocispecs.Manifest
+		if err := json.Unmarshal(b.Manifest, &m); err != nil {
 			return "", err
 		}
-		if b.Manifest, err = o.blob(ctx, d.Digest); err != nil {
+		if b.Config, err = o.blob(ctx, m.Config.Digest); err != nil {
 			return "", err
 		}
-		b.Platform = d.Platform
-	} else {
-		b.Platform = target.Platform
+		if b.Layers, err = o.w.o.Refs.Layers(ctx, r.ref, g); err != nil {
+			return "", err
+		}
+		if err := o.w.o.Images.Register(ctx, b); err != nil {
+			return "", err
+		}
+		if id == "" {
+			id = m.Config.Digest.String()
+		}
 	}
-	var m ocispecs.Manifest
-	if err := json.Unmarshal(b.Manifest, &m); err != nil {
-		return "", err
-	}
-	if b.Config, err = o.blob(ctx, m.Config.Digest); err != nil {
-		return "", err
-	}
-	if b.Layers, err = o.w.o.Refs.Layers(ctx, ref, g); err != nil {
-		return "", err
-	}
-	return m.Config.Digest.String(), o.w.o.Images.Register(ctx, b)
+	return id, nil
 }
 
-// pick chooses the result to store.
-func (o *imageOutput) pick(src *exporter.Source) (cache.ImmutableRef, *ocispecs.Platform, error) {
+// result is what a build has for one platform.
+type result struct {
+	ref      cache.ImmutableRef
+	platform *ocispecs.Platform // nil: the build did not say
+}
+
+// results lists what is to be stored, the machine's platform first.
+func (o *imageOutput) results(src *exporter.Source) ([]result, error) {
 	ps, err := exptypes.ParsePlatforms(src.Metadata)
 	if err != nil || len(ps.Platforms) == 0 {
-		return src.Ref, nil, err
+		return []result{{ref: src.Ref}}, err
 	}
-	best := ps.Platforms[0]
-	m := platforms.Only(o.w.image.native())
+	var out []result
+	native := platforms.OnlyStrict(o.w.image.native())
 	for _, p := range ps.Platforms {
-		if m.Match(p.Platform) && !m.Match(best.Platform) {
-			best = p
+		ref, ok := src.FindRef(p.ID)
+		if !ok {
+			return nil, fmt.Errorf("the build has no result for platform %s", p.ID)
 		}
+		at := len(out)
+		if native.Match(p.Platform) {
+			at = 0
+		}
+		out = slices.Insert(out, at, result{ref, &p.Platform})
 	}
-	ref, ok := src.FindRef(best.ID)
-	if !ok {
-		return nil, nil, fmt.Errorf("the build has no result for platform %s", best.ID)
-	}
-	return ref, &best.Platform, nil
+	return out, nil
 }
 
 // manifestFor finds the image of the platform in an index.
