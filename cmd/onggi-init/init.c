@@ -10,6 +10,9 @@
 // interpret; 5 and up what the program is about. All but the first three close
 // at exec, unless the program says otherwise.
 //
+// With words ("onggi-init -- APP ARG..."), which the launcher never gives, it is
+// the process 1 of --init in a container of another runtime, and nothing else.
+//
 // The layout of a program is described in internal/ociruntime/initproc/program.go.
 
 typedef unsigned char u8;
@@ -23,7 +26,7 @@ enum {
 	NR_close = 3, NR_fstat = 5, NR_mmap = 9, NR_rt_sigaction = 13, NR_rt_sigprocmask = 14,
 	NR_sendmsg = 46, NR_recvfrom = 45, NR_wait4 = 61, NR_kill = 62,
 	NR_rt_sigtimedwait = 128, NR_prctl = 157, NR_capget = 125, NR_capset = 126, NR_exit_group = 231, NR_close_range = 436,
-	NR_clone = 56, NR_openat = 257, NR_mkdirat = 258, NR_readlinkat = 267, NR_openat2 = 437, NR_setpgid = 109, NR_getpgid = 121, NR_ioctl = 16,
+	NR_write = 1, NR_execve = 59, NR_clone = 56, NR_openat = 257, NR_mkdirat = 258, NR_readlinkat = 267, NR_openat2 = 437, NR_setpgid = 109, NR_getpgid = 121, NR_ioctl = 16,
 };
 enum { O_DIRECTORY = 0x10000, O_NOFOLLOW = 0x20000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
@@ -38,13 +41,13 @@ static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 		: "rcx", "r11", "memory");
 	return r;
 }
-__asm__(".globl _start\n_start:\n\tand $-16,%rsp\n\tcall start\n");
+__asm__(".globl _start\n_start:\n\tmov %rsp,%rdi\n\tand $-16,%rsp\n\tcall start\n");
 #elif defined(__aarch64__)
 enum {
 	NR_close = 57, NR_fstat = 80, NR_mmap = 222, NR_rt_sigaction = 134, NR_rt_sigprocmask = 135,
 	NR_sendmsg = 211, NR_recvfrom = 207, NR_wait4 = 260, NR_kill = 129,
 	NR_rt_sigtimedwait = 137, NR_prctl = 167, NR_capget = 90, NR_capset = 91, NR_exit_group = 94, NR_close_range = 436,
-	NR_clone = 220, NR_openat = 56, NR_mkdirat = 34, NR_readlinkat = 78, NR_openat2 = 437, NR_setpgid = 154, NR_getpgid = 155, NR_ioctl = 29,
+	NR_write = 64, NR_execve = 221, NR_clone = 220, NR_openat = 56, NR_mkdirat = 34, NR_readlinkat = 78, NR_openat2 = 437, NR_setpgid = 154, NR_getpgid = 155, NR_ioctl = 29,
 };
 enum { O_DIRECTORY = 0x4000, O_NOFOLLOW = 0x8000 };
 static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
@@ -62,7 +65,7 @@ static i64 sys6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 		: "memory");
 	return x0;
 }
-__asm__(".globl _start\n_start:\n\tbl start\n");
+__asm__(".globl _start\n_start:\n\tmov x0,sp\n\tbl start\n");
 #else
 #error "no system calls for this architecture"
 #endif
@@ -70,7 +73,7 @@ __asm__(".globl _start\n_start:\n\tbl start\n");
 #define sys(n, a, b, c, d) sys6(n, (i64)(a), (i64)(b), (i64)(c), (i64)(d), 0, 0)
 #define failed(r) ((u64)(r) >= (u64)-4095)
 
-enum { ENOENT = 2, EINTR = 4, EAGAIN = 11, EEXIST = 17, ENAMETOOLONG = 36, ELOOP = 40 };
+enum { ENOENT = 2, EINTR = 4, EAGAIN = 11, EEXIST = 17, ENOTDIR = 20, ENAMETOOLONG = 36, ELOOP = 40 };
 enum { O_WRONLY = 1, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000, O_PATH = 010000000 };
 enum { SOCKET = 3, PROGRAM = 4 };
 
@@ -294,6 +297,56 @@ static void init(const struct op *o)
 	sys(NR_rt_sigprocmask, 2, &none, 0, 8);
 }
 
+// say writes to standard error.
+static void say(const char *text)
+{
+	u64 n = 0;
+	while (text[n])
+		n++;
+	sys(NR_write, 2, text, n, 0);
+}
+
+// wrap is process 1 in a container of another runtime, whose configuration puts
+// "onggi-init --" in front of the application's words.
+__attribute__((noreturn)) static void wrap(char **words, char **env)
+{
+	static const struct op none;
+	static const char name[] = "PATH=";
+	char file[4096];
+	const char *path = "", *c;
+	i64 err = -ENOENT;
+	init(&none);
+	for (char **e = env; *e; e++)
+		for (int i = 0; (*e)[i] == name[i]; i++)
+			if (!name[i + 1]) {
+				path = *e + i + 1;
+				break;
+			}
+	for (c = words[0]; *c && *c != '/'; c++)
+		;
+	if (*c)
+		err = sys(NR_execve, words[0], words, env, 0);
+	else
+		while (*path) {
+			u64 n = 0;
+			for (; *path && *path != ':'; path++)
+				if (n < sizeof file - 2)
+					file[n++] = *path;
+			path += *path == ':';
+			file[n++] = '/';
+			for (c = words[0]; *c && n < sizeof file - 1; c++)
+				file[n++] = *c;
+			file[n] = 0;
+			i64 r = sys(NR_execve, file, words, env, 0);
+			if (r != -ENOENT && r != -ENOTDIR)
+				err = r;
+		}
+	say("onggi-init: exec: ");
+	say(words[0]);
+	say(err == -ENOENT ? ": executable file not found in $PATH\n" : ": it cannot be executed\n");
+	leave(err == -ENOENT ? 127 : 126);
+}
+
 static int listed(const u8 *errs, i64 err)
 {
 	for (int i = 0; i < 8 && errs[i]; i++)
@@ -383,15 +436,19 @@ __attribute__((noreturn)) static void run(u8 *base, u64 size)
 	}
 }
 
-__attribute__((noreturn, used)) void start(void)
+__attribute__((noreturn, used)) void start(u64 *stack)
 {
 	u64 none = 0, act[4] = { 0 }, st[32];
+	u64 argc = stack[0];
+	char **argv = (char **)(stack + 1);
 	// Nothing in the container may look into this process: it has seen the host.
 	sys(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0);
 	sys(NR_close_range, 3, ~0U, 4 /* CLOEXEC */, 0);
 	for (int s = 1; s <= 64; s++)
 		sys(NR_rt_sigaction, s, act, 0, 8);
 	sys(NR_rt_sigprocmask, 2, &none, 0, 8);
+	if (argc > 2) // onggi-init -- APP ...
+		wrap(argv + 2, argv + argc + 1);
 	if (failed(sys(NR_fstat, PROGRAM, st, 0, 0)))
 		leave(125);
 	u64 size = st[6]; // st_size, on both architectures

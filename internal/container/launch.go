@@ -101,7 +101,7 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	var program *initproc.Program
 	var files []*os.File
 	if r.foreign = s.foreignOf(rec); r.foreign != nil {
-		program, files, err = r.foreign.prepare(r.spec, root, netns, mountFDs, r)
+		program, files, err = r.foreign.prepare(r.spec, root, netns, mountFDs, r, s.wantsInit(rec))
 	} else {
 		program, files, err = ociruntime.Compile(r.spec, ociruntime.Options{
 			RootFS: root, NetNS: netns, Cgroup: r.group, MountFDs: mountFDs, Init: s.wantsInit(rec),

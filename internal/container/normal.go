@@ -242,9 +242,6 @@ func normaliseHost(h *HostConfig, d Defaults) (warnings []string, err error) {
 	if h.Runtime, err = d.FindRuntime(h.Runtime); err != nil {
 		return nil, err
 	}
-	if h.Runtime != runtimeName && h.Init != nil && *h.Init {
-		return nil, errdefs.Newf(errdefs.Unsupported, "", "", "init is a part of the runtime %s, which %s is not", runtimeName, h.Runtime)
-	}
 	if h.CgroupParent == "" {
 		h.CgroupParent = d.CgroupParent
 	}

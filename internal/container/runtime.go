@@ -94,7 +94,7 @@ func (f *foreign) command(words ...string) []string {
 }
 
 // prepare lays the bundle out, and says what the monitor is to run.
-func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int]*os.File, r *run) (*initproc.Program, []*os.File, error) {
+func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int]*os.File, r *run, init bool) (*initproc.Program, []*os.File, error) {
 	f.drop() // what a crash left
 	for _, dir := range []string{f.bundle, f.file("rootfs"), f.state} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -117,6 +117,11 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 			return nil, nil, err
 		}
 		out.Mounts[i].Source = at
+	}
+	if init {
+		if err := f.addInit(&out); err != nil {
+			return nil, nil, err
+		}
 	}
 	lin := *spec.Linux
 	lin.Namespaces = slices.Clone(spec.Linux.Namespaces)
@@ -143,6 +148,22 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 		return nil, nil, err
 	}
 	return ociruntime.CompileHost(f.command("run", "--bundle", f.bundle, "--pid-file", f.file("pid"), f.id), spec.Process.Terminal, r.group.UnifiedPart())
+}
+
+// initPath is where Docker has the init of a container.
+const initPath = "/sbin/docker-init"
+
+// addInit puts our init in front of the app. Each container has a file of its
+// own, so that one that can write to it has nobody else's.
+func (f *foreign) addInit(spec *specs.Spec) error {
+	if err := initproc.WriteInit(f.file("init")); err != nil {
+		return err
+	}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: initPath, Type: "bind", Source: f.file("init"), Options: []string{"bind", "ro", "exec"}})
+	p := *spec.Process
+	p.Args = append([]string{initPath, "--"}, p.Args...)
+	spec.Process = &p
+	return nil
 }
 
 // placeFor makes the file or directory that f is mounted on.

@@ -48,7 +48,10 @@ func TestOtherRuntimes(t *testing.T) {
 			e.refuse(127, []string{"nothing"}, run("busybox", "nothing")...)
 			e.refuse(126, []string{"permission denied"}, run("busybox", "/etc/passwd")...)
 			equal(t, strings.TrimSpace(e.do(run("-t", "busybox", "sh", "-c", "test -t 1 && echo tty")...)), "tty")
-			e.refuse(125, []string{"init is a part"}, run("--init", "busybox", "true")...)
+			// Process 1 is our init, which reaps, hands signals on and cannot be written to.
+			equal(t, e.do(run("--init", "busybox", "sh", "-c", "cat /proc/1/comm; (sh -c 'echo $$ >/orphan' &); until [ -s /orphan ]; do :; done; while [ -e /proc/$(cat /orphan) ]; do sleep 0.01; done; echo >>/sbin/docker-init || echo 'read only'")...), "docker-init\nread only")
+			e.refuse(7, nil, run("--init", "busybox", "sh", "-c", "exit 7")...)
+			e.refuse(127, []string{"nothing", "not found in $PATH"}, run("--init", "busybox", "nothing")...)
 
 			e.do("run", "-d", "--name", name, "--runtime", name, "--health-cmd", "true", "--health-interval", "10ms", "busybox", "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done")
 			e.until("ready", "logs", name)

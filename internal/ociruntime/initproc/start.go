@@ -55,6 +55,23 @@ var sealed struct {
 	f *os.File
 }
 
+// WriteInit writes onggi-init to a new file, for a container that another runtime
+// makes: "onggi-init -- APP ARG..." reaps in front of APP.
+func WriteInit(file string) error {
+	image, err := embedded()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, image, 0o755)
+}
+
+func embedded() ([]byte, error) {
+	if runtime.GOARCH != "amd64" {
+		return nil, fmt.Errorf("onggi-init is not built for %s yet", runtime.GOARCH)
+	}
+	return initAMD64, nil
+}
+
 // Binary is onggi-init in a sealed file in memory, made once.
 func Binary() (*os.File, error) {
 	sealed.Lock()
@@ -62,9 +79,9 @@ func Binary() (*os.File, error) {
 	if sealed.f != nil {
 		return sealed.f, nil
 	}
-	image := initAMD64
-	if runtime.GOARCH != "amd64" {
-		return nil, fmt.Errorf("onggi-init is not built for %s yet", runtime.GOARCH)
+	image, err := embedded()
+	if err != nil {
+		return nil, err
 	}
 	fd, err := unix.MemfdCreate("onggi-init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
