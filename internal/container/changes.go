@@ -42,7 +42,7 @@ func (s *Service) Changes(ctx context.Context, ref string) ([]container.Filesyst
 		defer fd.Close()
 		lowers = append(lowers, fd)
 	}
-	ch := differ{ctx: ctx.Err, out: []container.FilesystemChange{}, ours: s.mountStubs(c)}
+	ch := differ{ctx: ctx.Err, out: []container.FilesystemChange{}, ours: slices.Concat(stubDirs, stubFiles)}
 	if err := ch.dir("", upper, lowers); err != nil {
 		return nil, err
 	}
@@ -50,19 +50,10 @@ func (s *Service) Changes(ctx context.Context, ref string) ([]container.Filesyst
 	return ch.out, nil
 }
 
-// mountStubs are the mount points that the engine itself made.
-func (s *Service) mountStubs(c *Container) map[string]bool {
-	out := map[string]bool{}
-	for _, p := range []string{"/dev", "/dev/console", "/dev/pts", "/dev/shm", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv"} {
-		out[p] = true
-	}
-	return out
-}
-
 type differ struct {
 	ctx  func() error
 	out  []container.FilesystemChange
-	ours map[string]bool
+	ours []string // places where a runtime mounts
 }
 
 func (d *differ) add(p string, kind container.ChangeType) {
@@ -119,7 +110,7 @@ func (d *differ) entry(p, name string, upper linux.FD, lowers []linux.FD) error 
 		d.out[before].Kind = container.ChangeModify
 	}
 	if !isDir {
-		if d.ours[p] && st.Size == 0 {
+		if slices.Contains(d.ours, p) && st.Size == 0 {
 			d.out = d.out[:before]
 		}
 		return nil
@@ -133,7 +124,7 @@ func (d *differ) entry(p, name string, upper linux.FD, lowers []linux.FD) error 
 		return err
 	}
 	// A directory that is there only to hold our own mount points is no change.
-	if len(d.out) == before+1 && (d.ours[p] || p == "/etc" && existed) {
+	if len(d.out) == before+1 && slices.Contains(d.ours, p) {
 		d.out = d.out[:before]
 	}
 	return nil

@@ -16,13 +16,19 @@ func (s *Service) stubs() string {
 	return filepath.Join(filepath.Dir(s.o.Root), "mountpoints")
 }
 
+// stubDirs and stubFiles are what is there, as in Docker.
+var (
+	stubDirs  = []string{"/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/sys"}
+	stubFiles = []string{"/.dockerenv", "/dev/console", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+)
+
 func makeStubs(dir string) error {
-	for _, d := range []string{"dev", "etc", "proc", "sys"} {
+	for _, d := range stubDirs {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	for _, f := range []string{".dockerenv", "etc/hostname", "etc/hosts", "etc/resolv.conf"} {
+	for _, f := range stubFiles {
 		file, err := os.OpenFile(filepath.Join(dir, f), os.O_CREATE|os.O_RDONLY, 0o644)
 		if err != nil {
 			return err
