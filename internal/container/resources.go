@@ -144,16 +144,13 @@ func parseDeviceRule(s string) (specs.LinuxDeviceCgroup, error) {
 	if !ok {
 		return bad()
 	}
-	num := func(v string) (*int64, bool) {
-		n := int64(-1)
-		if v != "*" {
-			u, err := strconv.ParseUint(v, 10, 32)
-			if err != nil {
-				return nil, false
-			}
-			n = int64(u)
+	num := func(v string) (*int64, bool) { // nil is all: crun knows no -1
+		if v == "*" {
+			return nil, true
 		}
-		return &n, true
+		u, err := strconv.ParseUint(v, 10, 32)
+		n := int64(u)
+		return &n, err == nil
 	}
 	a, ok1 := num(maj)
 	b, ok2 := num(mnr)
@@ -288,10 +285,10 @@ func defaultDevices() []specs.LinuxDeviceCgroup {
 		out = append(out, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: n(d[0]), Minor: n(d[1]), Access: "rwm"})
 	}
 	out = append(out,
-		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: n(136), Minor: n(-1), Access: "rwm"}, // pts
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: n(136), Access: "rwm"}, // pts
 		// Making a node of any kind is harmless: opening it is not allowed.
-		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: n(-1), Minor: n(-1), Access: "m"},
-		specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: n(-1), Minor: n(-1), Access: "m"},
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"},
+		specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"},
 	)
 	return out
 }

@@ -118,6 +118,11 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 		}
 		out.Mounts[i].Source = at
 	}
+	for i, m := range out.Mounts { // crun 1.8 takes the target of rro for a directory
+		if fi, err := os.Stat(m.Source); err == nil && !fi.IsDir() && slices.Contains(m.Options, "rro") {
+			out.Mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rro" })
+		}
+	}
 	if init {
 		if err := f.addInit(&out); err != nil {
 			return nil, nil, err
@@ -147,7 +152,22 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 	if err := os.WriteFile(f.file("config.json"), data, 0o600); err != nil {
 		return nil, nil, err
 	}
-	return ociruntime.CompileHost(f.command("run", "--bundle", f.bundle, "--pid-file", f.file("pid"), f.id), spec.Process.Terminal, r.group.UnifiedPart())
+	run := f.command("run", "--bundle", f.bundle, "--pid-file", f.file("pid"), f.id)
+	if filepath.Base(f.Path) == "crun" {
+		return ociruntime.CompileHost(run, spec.Process.Terminal, nil, crunDislikes()...)
+	}
+	return ociruntime.CompileHost(run, spec.Process.Terminal, r.group.UnifiedPart())
+}
+
+// crunDislikes are files of the host that crun must not read. On a machine with
+// both versions of control groups it uses v1, and places its container in v2 by
+// itself, but only where v2 has no controllers.
+func crunDislikes() []string {
+	const controllers = "/sys/fs/cgroup/unified/cgroup.controllers"
+	if data, _ := os.ReadFile(controllers); len(bytes.TrimSpace(data)) > 0 {
+		return []string{controllers}
+	}
+	return nil
 }
 
 // initPath is where Docker has the init of a container.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -35,8 +36,9 @@ func RunHost(ctx context.Context, args []string) (string, error) {
 }
 
 // CompileHost writes the program of a process of the host, as root and with
-// everything root has: another runtime's command, in front of its container.
-func CompileHost(args []string, terminal bool, group *cgroup.Group) (*initproc.Program, []*os.File, error) {
+// everything root has: another runtime's command, in front of its container. The
+// files named in empty, each at the root of a file system, are empty to it alone.
+func CompileHost(args []string, terminal bool, group *cgroup.Group, empty ...string) (*initproc.Program, []*os.File, error) {
 	p := &specs.Process{Args: args, Env: HostEnv, Terminal: terminal, Cwd: "/"}
 	c := &compiler{Builder: initproc.NewBuilder(), spec: &specs.Spec{Process: p, Linux: &specs.Linux{}}, proc: p, o: Options{Cgroup: group}}
 	c.Step("begin")
@@ -51,6 +53,14 @@ func CompileHost(args []string, terminal bool, group *cgroup.Group) (*initproc.P
 			r := c.NewReg()
 			return r, c.Call("openat", unix.SYS_OPENAT, unix.AT_FDCWD, c.Str("/dev/ptmx"), fl|unix.O_CLOEXEC, 0).Into(r)
 		})
+	}
+	for i, file := range empty {
+		c.Step("hide %s", file)
+		if i == 0 {
+			c.Call("unshare", unix.SYS_UNSHARE, unix.CLONE_NEWNS)
+		}
+		c.Call("mount", unix.SYS_MOUNT, 0, c.Str(filepath.Dir(file)), 0, unix.MS_PRIVATE, 0)
+		c.Call("mount", unix.SYS_MOUNT, c.Str("/dev/null"), c.Str(file), 0, unix.MS_BIND, 0)
 	}
 	c.Ready()
 	c.Step("close what the program must not see")
