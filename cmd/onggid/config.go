@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,15 +36,15 @@ type config struct {
 
 	insecure, mirrors []string
 
-	bridge                                 string
-	networkOpts                            map[string]map[string]string // by driver
-	bridgeName, bip, fixedCIDR, fixedCIDR6 string
-	pools                                  []pool
-	mtu                                    int
-	ipv6, icc                              bool
-	dns, dnsSearch, dnsOptions             []string
-	publishIP                              string
-	hostGateway                            []string
+	bridge                                       string
+	networkOpts                                  map[string]map[string]string // by driver
+	bridgeName, bip, bip6, fixedCIDR, fixedCIDR6 string
+	pools                                        []pool
+	mtu                                          int
+	ipv6, icc                                    bool
+	dns, dnsSearch, dnsOptions                   []string
+	publishIP                                    string
+	hostGateway                                  []string
 
 	tls, tlsVerify            bool
 	tlsCA, tlsCert, tlsKey    string
@@ -58,6 +59,8 @@ type config struct {
 	defaultRuntime            string
 	runtimes                  map[string]container.Runtime
 	initByDefault, noNewPrivs bool
+	seccompProfile, seccomp   string // as given; "", "unconfined" or the file's JSON
+	proxies                   proxies
 	stopTimeout               int
 	features                  map[string]bool
 	builder                   builderConfig
@@ -66,13 +69,20 @@ type config struct {
 	showVersion, validateOnly, cleanup bool
 	salvage                            bool
 
-	set   map[string]bool // names of the flags given
-	notes []string        // said at start
+	set   map[string]string // the flags given, by name
+	notes []string          // said at start
 }
 
 type pool struct {
 	Base netip.Prefix
 	Size int
+}
+
+// proxies are what registries are reached by; "" = as the environment says.
+type proxies struct {
+	HTTP  string `json:"http-proxy"`
+	HTTPS string `json:"https-proxy"`
+	No    string `json:"no-proxy"`
 }
 
 var errHelp = errors.New("help")
@@ -86,7 +96,6 @@ type setting struct {
 	to               any    // *string, *bool, *int, *int64, *[]string, *map[string]string, *[]pool, ulimits
 	note             string // accepted without effect: what is said
 	refuse           string // not accepted: why
-	list             bool   // of an accepted one: its value in the file is not a string
 }
 
 func settings(c *config) []setting {
@@ -113,9 +122,10 @@ func settings(c *config) []setting {
 		{flag: "default-network-opt", key: "default-network-opts", usage: "default option of new networks: bridge=KEY=VALUE", to: &c.networkOpts},
 		{flag: "bridge-name", key: "bridge-name", usage: "device of the default network", to: &c.bridgeName},
 		{flag: "bip", key: "bip", usage: "address of the default network's bridge, as 172.20.0.1/16", to: &c.bip},
+		{flag: "bip6", key: "bip6", usage: "IPv6 address of the default network's bridge, as fd00:20::1/64", to: &c.bip6},
 		{flag: "default-address-pool", key: "default-address-pools", usage: "pool for networks: base=10.10.0.0/16,size=24", to: &c.pools},
 		{flag: "fixed-cidr", key: "fixed-cidr", usage: "range for addresses of the default network", to: &c.fixedCIDR},
-		{flag: "fixed-cidr-v6", key: "fixed-cidr-v6", usage: "IPv6 subnet of the default network", to: &c.fixedCIDR6},
+		{flag: "fixed-cidr-v6", key: "fixed-cidr-v6", usage: "range for IPv6 addresses of the default network", to: &c.fixedCIDR6},
 		{flag: "mtu", key: "mtu", usage: "MTU of networks", to: &c.mtu},
 		{flag: "ipv6", key: "ipv6", usage: "IPv6 on the default network", to: &c.ipv6},
 		{flag: "icc", key: "icc", usage: "let containers of the default network talk to each other", to: &c.icc},
@@ -145,6 +155,7 @@ func settings(c *config) []setting {
 		{flag: "add-runtime", key: "runtimes", usage: "a further OCI runtime: name=path", to: &c.runtimes},
 		{flag: "init", key: "init", usage: "run an init in containers that reaps and forwards signals", to: &c.initByDefault},
 		{flag: "cdi-spec-dir", key: "cdi-spec-dirs", usage: "directory of CDI device specifications (default /etc/cdi and /var/run/cdi)", to: &c.cdiDirs},
+		{flag: "seccomp-profile", key: "seccomp-profile", usage: "default seccomp profile of containers: builtin, unconfined or a file", to: &c.seccompProfile},
 		{flag: "no-new-privileges", key: "no-new-privileges", usage: "set no-new-privileges for containers by default", to: &c.noNewPrivs},
 
 		{flag: "live-restore", key: "live-restore", note: "containers always run on while the engine is away", to: new(bool)},
@@ -177,7 +188,6 @@ func settings(c *config) []setting {
 		{flag: "cri-containerd", key: "cri-containerd", note: "no containerd is used", to: new(bool)},
 		{flag: "rootless", key: "rootless", refuse: "the engine cannot run without root yet"},
 		{flag: "userns-remap", key: "userns-remap", refuse: "user namespaces for containers are not supported yet"},
-		{flag: "seccomp-profile", key: "seccomp-profile", refuse: "give a profile with --security-opt seccomp=FILE to a container"},
 		{flag: "authorization-plugin", key: "authorization-plugins", refuse: "plugins are not supported"},
 		{flag: "metrics-addr", key: "metrics-addr", refuse: "metrics are not served yet"},
 		{flag: "bridge-accept-fwmark", key: "bridge-accept-fwmark", refuse: "not supported"},
@@ -189,12 +199,12 @@ func settings(c *config) []setting {
 		{flag: "default-gateway", key: "default-gateway", refuse: "the gateway of the default network is its bridge; see --bip"},
 		{flag: "default-gateway-v6", key: "default-gateway-v6", refuse: "the gateway of the default network is its bridge"},
 		{flag: "host-gateway-ip", key: "host-gateway-ips", usage: "address that host-gateway means in extra hosts (default: the gateway of the container's network)", to: &c.hostGateway},
-		{flag: "http-proxy", key: "http-proxy", note: "set HTTP_PROXY for the engine", to: new(string)},
-		{flag: "https-proxy", key: "https-proxy", note: "set HTTPS_PROXY for the engine", to: new(string)},
-		{flag: "no-proxy", key: "no-proxy", note: "set NO_PROXY for the engine", to: new(string)},
+		{flag: "http-proxy", usage: "proxy to registries without TLS (default $HTTP_PROXY)", to: &c.proxies.HTTP},
+		{flag: "https-proxy", usage: "proxy to registries (default $HTTPS_PROXY)", to: &c.proxies.HTTPS},
+		{flag: "no-proxy", usage: "hosts that are reached without a proxy (default $NO_PROXY)", to: &c.proxies.No},
 		{flag: "feature", key: "features", usage: "switch a feature: buildkit=false lets clients use the classic builder, cdi=false knows no CDI devices", to: &c.features},
 		{key: "builder", usage: "garbage collection, entitlements and history of builds, as dockerd has them", to: &c.builder},
-		{key: "proxies", note: "set HTTP_PROXY for the engine", list: true},
+		{key: "proxies", usage: "http-proxy, https-proxy and no-proxy, as the flags", to: &c.proxies},
 	}
 }
 
@@ -202,7 +212,7 @@ func settings(c *config) []setting {
 func parse(args []string) (*config, error) {
 	c := &config{
 		dataRoot: "/var/lib/onggi", execRoot: "/run/onggi", logLevel: "info", logDriver: "json-file", icc: true, ipv6: true,
-		set: map[string]bool{}, logOpts: map[string]string{}, ulimits: map[string]*containertypes.Ulimit{},
+		set: map[string]string{}, logOpts: map[string]string{}, ulimits: map[string]*containertypes.Ulimit{},
 	}
 	table := settings(c)
 	if err := c.parseFlags(table, args); err != nil {
@@ -256,7 +266,7 @@ func (c *config) parseFlags(table []setting, args []string) error {
 		if err := assign(s.to, value); err != nil {
 			return invalid("--%s %q: %w", s.flag, value, err)
 		}
-		c.set[s.flag] = true
+		c.set[s.flag] = value
 		c.noteFor(s, value)
 	}
 	return nil
@@ -399,6 +409,7 @@ func assign(to any, v string) (err error) {
 
 const maxConfig = 1 << 20
 
+// parseFile is worded as dockerd does, since programs look for it.
 func (c *config) parseFile(table []setting) error {
 	file := c.configFile
 	if file == "" {
@@ -409,41 +420,67 @@ func (c *config) parseFile(table []setting) error {
 		if errors.Is(err, os.ErrNotExist) && c.configFile == "" {
 			return nil
 		}
-		return errdefs.New(errdefs.Invalid, "read", "configuration", err)
+		return invalid("unable to configure the Docker daemon with file %s: %w", file, err)
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil || len(raw) > maxConfig {
-		return invalid("configuration %s: cannot be read, or is larger than %d bytes", file, maxConfig)
+		return invalid("unable to configure the Docker daemon with file %s: cannot be read, or is larger than %d bytes", file, maxConfig)
 	}
 	if len(strings.TrimSpace(string(raw))) == 0 {
 		return nil
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
-		return invalid("configuration %s: %w", file, err)
+		return invalid("unable to configure the Docker daemon with file %s: %w", file, err)
 	}
+	var twice []string
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
 		i := slices.IndexFunc(table, func(s setting) bool { return s.key == k })
 		if i < 0 {
-			return errdefs.WithHint(invalid("configuration %s: unknown key %q", file, k), nearestKey(table, k))
+			return errdefs.WithHint(invalid("unable to configure the Docker daemon with file %s: unknown key %q", file, k), nearestKey(table, k))
 		}
 		s := &table[i]
 		switch {
 		case s.refuse != "":
 			return errdefs.Newf(errdefs.Unsupported, "", "configuration "+file, "%s: %s", k, s.refuse)
-		case c.set[s.flag] && s.flag != "" && s.note == "":
-			return invalid("the following directives are specified both as a flag and in the configuration file: %s", k)
+		case s.note == "":
+			twice = append(twice, c.twice(s, keys[k])...)
 		}
 		c.noteFor(s, "")
 		if s.to == nil {
 			continue
 		}
 		if err := assignJSON(s.to, keys[k]); err != nil {
-			return invalid("configuration %s: %s: %w", file, k, err)
+			return invalid("unable to configure the Docker daemon with file %s: %s: %w", file, k, err)
 		}
 	}
+	if len(twice) > 0 {
+		return invalid("unable to configure the Docker daemon with file %s: the following directives are specified both as a flag and in the configuration file: %s", file, strings.Join(twice, ", "))
+	}
 	return nil
+}
+
+// twice says which flags were given for what the file says, too.
+func (c *config) twice(s *setting, raw json.RawMessage) (out []string) {
+	in := map[string]json.RawMessage{s.flag: raw}
+	if s.key == "proxies" {
+		json.Unmarshal(raw, &in) // assignJSON finds what is wrong with it
+	}
+	for _, flag := range slices.Sorted(maps.Keys(in)) {
+		if v, given := c.set[flag]; given && flag != "" {
+			out = append(out, fmt.Sprintf("%s: (from flag: %s, from file: %s)", flag, redacted(v), redacted(strings.Trim(string(in[flag]), `"`))))
+		}
+	}
+	return out
+}
+
+// redacted is a URL without its account.
+func redacted(v string) string {
+	if i, j := strings.Index(v, "://"), strings.LastIndexByte(v, '@'); i >= 0 && j > i {
+		return v[:i+3] + "xxxxx:xxxxx" + v[j:]
+	}
+	return v
 }
 
 func nearestKey(table []setting, name string) string {
@@ -568,7 +605,50 @@ func (c *config) check() error {
 			return invalid("--exec-opt %q: want native.cgroupdriver=cgroupfs or systemd", o)
 		}
 	}
+	if err := c.readSeccomp(); err != nil {
+		return err
+	}
 	return c.checkHosts()
+}
+
+// readSeccomp reads the default profile.
+func (c *config) readSeccomp() error {
+	switch c.seccompProfile {
+	case "", "builtin", "unconfined":
+		c.seccompProfile = cmp.Or(c.seccompProfile, "builtin")
+		c.seccomp = strings.TrimPrefix(c.seccompProfile, "builtin")
+		return nil
+	}
+	f, err := os.Open(c.seccompProfile)
+	if err != nil {
+		return invalid("opening seccomp profile (%s) failed: %w", c.seccompProfile, err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	if err == nil {
+		err = container.CheckSeccomp(string(raw))
+	}
+	if err != nil {
+		return invalid("--seccomp-profile %s: %w", c.seccompProfile, err)
+	}
+	c.seccomp = string(raw)
+	return nil
+}
+
+// setProxies makes the environment say what flags and file say, which is where
+// all that speaks to registries looks.
+func (c *config) setProxies(log *slog.Logger) {
+	for name, v := range map[string]string{"HTTP_PROXY": c.proxies.HTTP, "HTTPS_PROXY": c.proxies.HTTPS, "NO_PROXY": c.proxies.No} {
+		if v == "" {
+			continue
+		}
+		for _, name := range []string{name, strings.ToLower(name)} {
+			if old := os.Getenv(name); old != "" && old != v {
+				log.Warn("overriding existing proxy variable with value from configuration", "name", name, "old", redacted(old), "new", redacted(v))
+			}
+			os.Setenv(name, v)
+		}
+	}
 }
 
 // checkHosts refuses sockets through which anybody could become root.
@@ -611,7 +691,7 @@ func (c *config) checkTCP(h, addr string) error {
 	}
 	ip, err := netip.ParseAddr(host)
 	loopback := host == "localhost" || err == nil && ip.IsLoopback()
-	if loopback && (c.tls || c.set["tls"]) {
+	if _, said := c.set["tls"]; loopback && (c.tls || said) {
 		return nil // --tls=false was said aloud
 	}
 	err = errdefs.Newf(errdefs.Forbidden, "listen", h, "whoever reaches this socket is root on this machine")

@@ -84,10 +84,29 @@ func TestConfigurationFile(t *testing.T) {
 	if c.dataRoot != "/d" || c.insecure[0] != "127.0.0.1:5000" || c.pools[0].Base.String() != "10.9.0.0/16" || c.logOpts["max-file"] != "2" || c.ulimits["nofile"].Hard != 2 || c.shmSize != 128<<20 || c.mtu != 1400 {
 		t.Errorf("%+v", c)
 	}
+	c, err = parse([]string{"--config-file", file(t, `{"proxies":{"http-proxy":"http://p","no-proxy":"a,b"},"seccomp-profile":"unconfined"}`), "--https-proxy=http://q"})
+	if err != nil || c.proxies != (proxies{"http://p", "http://q", "a,b"}) || c.seccomp != "unconfined" {
+		t.Errorf("%+v %q, %v", c.proxies, c.seccomp, err)
+	}
+	for text, words := range map[string]string{
+		`{"proxies":{"http-proxy":"http://u:geheim@p"}}`: "specified both as a flag and in the configuration file: http-proxy: (from flag: http://xxxxx:xxxxx@q, from file: http://xxxxx:xxxxx@p)",
+		`{"proxies":5}`:                      "proxies",
+		`{"seccomp-profile":"/nonexistent"}`: "opening seccomp profile (/nonexistent) failed",
+	} {
+		if _, err := parse([]string{"--http-proxy=http://u:secret@q", "--config-file", file(t, text)}); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "geheim") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if _, err := parse([]string{"--config-file=" + empty(t), "--seccomp-profile", file(t, `{"syscalls":5}`)}); err == nil {
+		t.Error("a profile that cannot be was accepted")
+	}
+	if c, err = parse([]string{"--config-file=" + empty(t), "--seccomp-profile", file(t, `{"defaultAction":"SCMP_ACT_ALLOW"}`)}); err != nil || !strings.Contains(c.seccomp, "ALLOW") {
+		t.Errorf("%q, %v", c.seccomp, err)
+	}
 	for text, words := range map[string]string{
 		`{"data-rot":"/d"}`:       `unknown key "data-rot"`,
 		`{"mtu":"big"}`:           "mtu",
-		`{`:                       "configuration",
+		`{`:                       "unable to configure the Docker daemon with file",
 		`{"userns-remap":"x"}`:    "not supported",
 		`{"debug":true,"mtu":[]}`: "mtu",
 	} {

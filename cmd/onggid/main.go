@@ -66,6 +66,7 @@ func run(args []string, stdout, stderr *os.File) int {
 	for _, n := range cfg.notes {
 		log.Info(n)
 	}
+	cfg.setProxies(log)
 	tuneCollector()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

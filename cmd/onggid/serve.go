@@ -186,7 +186,7 @@ func engineID(file string) (string, error) {
 	rand.Read(b)
 	h := hex.EncodeToString(b)
 	id := h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-	if err := os.WriteFile(file, []byte(id+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(id), 0o600); err != nil {
 		return "", errdefs.New(errdefs.Internal, "write", "engine ID", err)
 	}
 	return id, nil

@@ -132,7 +132,7 @@ func (s *services) close(log *slog.Logger) {
 
 func networkOptions(c *config, db *metadb.DB, bus *events.Bus, log *slog.Logger) network.Options {
 	o := network.Options{
-		DB: db, ExecRoot: c.execRoot, BridgeName: c.bridgeName, BIP: c.bip, FixedCIDR: c.fixedCIDR, FixedCIDR6: c.fixedCIDR6, MTU: c.mtu, IPv6: c.ipv6, NoICC: !c.icc,
+		DB: db, ExecRoot: c.execRoot, BridgeName: c.bridgeName, BIP: c.bip, BIP6: c.bip6, FixedCIDR: c.fixedCIDR, FixedCIDR6: c.fixedCIDR6, MTU: c.mtu, IPv6: c.ipv6, NoICC: !c.icc,
 		DNS: c.dns, DNSSearch: c.dnsSearch, DNSOptions: c.dnsOptions, PublishIP: c.publishIP, Logger: log, Ending: c.cleanup,
 		Events: bus, Defaults: c.networkOpts,
 	}
@@ -154,7 +154,7 @@ func defaults(c *config, m *machine) container.Defaults {
 		MaxNoFile: linux.MaxOpenFiles(),
 		LogType:   c.logDriver, LogOpts: c.logOpts, Ulimits: c.ulimits, ShmSize: c.shmSize, CgroupParent: c.cgroups(),
 		IpcMode: containertypes.IpcMode(c.ipcMode), CgroupnsMode: containertypes.CgroupnsMode(c.cgroupnsMode),
-		Init: c.initByDefault, NoNewPrivs: c.noNewPrivs, StopTimeout: c.stopTimeout, PidsLimit: int64(c.pidsLimit),
+		Init: c.initByDefault, NoNewPrivs: c.noNewPrivs, Seccomp: c.seccomp, StopTimeout: c.stopTimeout, PidsLimit: int64(c.pidsLimit),
 		CgroupV2: m.cgroups == cgroup.V2, HostGateway: c.hostGateway, Runtime: c.defaultRuntime, Runtimes: c.runtimes,
 	}
 }
@@ -163,7 +163,7 @@ func engineInfo(c *config, m *machine) engineapi.EngineInfo {
 	name, _ := os.Hostname()
 	e := engineapi.EngineInfo{
 		ID: m.id, Name: name, Root: c.dataRoot, Version: version, Commit: commit, BuildTime: buildTime, Debug: c.debug, Labels: c.labels,
-		LogDriver: c.logDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1", Controllers: m.controllers,
+		LogDriver: c.logDriver, SeccompProfile: c.seccompProfile, NoNewPrivs: c.noNewPrivs, CgroupDriver: "cgroupfs", CgroupVersion: "1", Controllers: m.controllers,
 		Mirrors: c.mirrors, Insecure: c.insecure, InitBinary: "onggi-init", CDIDirs: c.cdiDirs, Runtimes: defaults(c, m).AllRuntimes(), DefaultRuntime: c.defaultRuntime, Warnings: m.warnings,
 	}
 	if on, said := c.features["buildkit"]; said && !on {

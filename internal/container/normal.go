@@ -50,6 +50,7 @@ type Defaults struct {
 	CgroupnsMode container.CgroupnsMode
 	Init         bool
 	NoNewPrivs   bool
+	Seccomp      string // "" = the built-in profile, "unconfined", or a profile's JSON
 	StopTimeout  int
 	PidsLimit    int64 // 0 = the built-in one, -1 = none
 	CgroupV2     bool

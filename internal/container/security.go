@@ -85,14 +85,17 @@ var (
 
 // security is what --security-opt asks for.
 type security struct {
-	seccomp         string // "" = default, "unconfined", or a profile's JSON
+	seccomp         string // "" = the engine's, "builtin", "unconfined", or a profile's JSON
 	apparmor        string
 	noNewPrivs      *bool
 	labelDisabled   bool
 	writableCgroups bool
 }
 
-const unconfined = "unconfined"
+const (
+	unconfined = "unconfined"
+	builtin    = "builtin"
+)
 
 func parseSecurity(opts []string) (security, error) {
 	var s security
@@ -115,9 +118,6 @@ func parseSecurity(opts []string) (security, error) {
 		}
 		switch k {
 		case "seccomp":
-			if v == "builtin" {
-				v = ""
-			}
 			if len(v) > 1<<20 {
 				return s, invalid("seccomp profile: %d bytes, at most %d are allowed", len(v), 1<<20)
 			}

@@ -58,6 +58,8 @@ type EngineInfo struct {
 	LogDriver      string
 	CgroupDriver   string
 	CgroupVersion  string
+	SeccompProfile string   // of containers that name none
+	NoNewPrivs     bool     // of containers, unless they say otherwise
 	ClassicBuilder bool     // what clients are told to build with
 	Controllers    []string // control group controllers of this machine
 	Mirrors        []string

@@ -98,7 +98,7 @@ func (s *Server) info(c *call) error {
 		Name: e.Name, Labels: e.Labels, ServerVersion: e.Version, LiveRestoreEnabled: true, Isolation: "", InitBinary: e.InitBinary,
 		Runtimes: runtimes(e.Runtimes), DefaultRuntime: e.DefaultRuntime,
 		Swarm:           swarmtypes.Info{LocalNodeState: swarmtypes.LocalNodeStateInactive},
-		SecurityOptions: securityOptions(e.CgroupVersion), Warnings: e.Warnings,
+		SecurityOptions: securityOptions(e), Warnings: e.Warnings,
 		RegistryConfig:  &registrytypes.ServiceConfig{IndexConfigs: map[string]*registrytypes.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: withSlash(e.Mirrors), Secure: true, Official: true}}, Mirrors: withSlash(e.Mirrors)},
 		FirewallBackend: &systemtypes.FirewallInfo{Driver: "nftables"},
 		CDISpecDirs:     nonNil(e.CDIDirs),
@@ -160,12 +160,15 @@ func nonNil(s []string) []string {
 	return s
 }
 
-func securityOptions(cgroups string) []string {
-	opts := []string{"name=seccomp,profile=builtin"}
+func securityOptions(e EngineInfo) []string {
+	opts := []string{"name=seccomp,profile=" + cmp.Or(e.SeccompProfile, "builtin")}
 	if b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(b), "Y") {
 		opts = append(opts, "name=apparmor")
 	}
-	return append(opts, "name=cgroupns")
+	if opts = append(opts, "name=cgroupns"); e.NoNewPrivs {
+		opts = append(opts, "name=no-new-privileges")
+	}
+	return opts
 }
 
 // redactProxy shows a proxy without its password.

@@ -189,7 +189,7 @@ func (s *Service) addressLocked(n *live, p Pool, want netip.Addr, ep *Endpoint) 
 	switch {
 	case want.IsValid() && used[want]:
 		return errdefs.Newf(errdefs.Conflict, "reserve", "the address "+want.String(), "Address already in use")
-	case !want.IsValid() && p.Subnet.Addr().Is6() && n.Driver == "bridge" && ep.IPv4.IsValid() && !p.IPRange.IsValid() && p.Subnet.Bits() <= 96 && !used[sibling(ep.IPv4.Addr(), ep.IPv4.Masked(), p.Subnet)]:
+	case !want.IsValid() && p.Subnet.Addr().Is6() && n.Driver == "bridge" && ep.IPv4.IsValid() && (!p.IPRange.IsValid() || p.IPRange == p.Subnet) && p.Subnet.Bits() <= 96 && !used[sibling(ep.IPv4.Addr(), ep.IPv4.Masked(), p.Subnet)]:
 		a = sibling(ep.IPv4.Addr(), ep.IPv4.Masked(), p.Subnet)
 	case !want.IsValid():
 		if a, err = nextAddr(p.Subnet, p.IPRange, used); err != nil {

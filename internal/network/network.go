@@ -70,7 +70,8 @@ type Options struct {
 	BridgeName                 string // of the default network; "" = onggi0, or one of this engine alone where its ExecRoot is not the usual
 	HostBridge                 bool   // that bridge is the host's: it is used as it is
 	NoBridge                   bool   // there is no default network: who wants it gets none
-	BIP, FixedCIDR, FixedCIDR6 string
+	BIP, BIP6                  string // address and subnet of the default network's bridge
+	FixedCIDR, FixedCIDR6      string // range of its containers
 	MTU                        int
 	IPv6, NoICC                bool
 	DNS, DNSSearch, DNSOptions []string
@@ -224,7 +225,8 @@ func (s *Service) defaults(ctx context.Context) error {
 			}
 		}
 	}
-	if err := s.hostBridge(); err != nil {
+	pools, err := s.defaultPools()
+	if err != nil {
 		return err
 	}
 	if n := s.byName("bridge"); s.o.NoBridge {
@@ -234,14 +236,14 @@ func (s *Service) defaults(ctx context.Context) error {
 				return err
 			}
 		}
-	} else if n == nil || s.o.BIP != "" && !bipMatches(n, s.o.BIP) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 || s.lost(n) {
+	} else if n == nil || !s.fits(n, pools) || n.bridge() != s.o.BridgeName || n.EnableIPv6 != (s.o.IPv6 && hasIPv6()) && len(s.users(n.ID)) == 0 || s.lost(n) {
 		if n != nil {
 			s.forget(n)
 			if len(s.users(n.ID)) == 0 && n.bridge() != s.o.BridgeName {
 				s.down(n)
 			}
 		}
-		if err := s.makeDefault(ctx); err != nil {
+		if err := s.makeDefault(ctx, pools); err != nil {
 			return err
 		}
 	}
@@ -265,90 +267,13 @@ func (s *Service) defaults(ctx context.Context) error {
 		return err
 	}
 	s.warnOfDroppers()
-	err := s.table.Watch(func(err error) {
+	err = s.table.Watch(func(err error) {
 		s.log.Warn("somebody removed rules of ours: they are made anew", "error", err)
 	})
 	if err != nil {
 		return errdefs.New(errdefs.Internal, "watch", "the rules of networks", err)
 	}
 	return nil
-}
-
-// hostBridge takes the default network's address from a bridge of the host.
-func (s *Service) hostBridge() error {
-	if !s.o.HostBridge {
-		return nil
-	}
-	addrs, err := netlink.BridgeAddrs(s.o.BridgeName)
-	if err != nil {
-		return errdefs.WithHint(errdefs.New(errdefs.NotFound, "use", "bridge "+s.o.BridgeName, err), "ip link add "+s.o.BridgeName+" type bridge, or --bridge-name for one that the engine makes")
-	}
-	for _, a := range addrs {
-		if a.Addr().Is4() && s.o.BIP == "" {
-			s.o.BIP = a.String()
-		}
-	}
-	return nil
-}
-
-// lost reports that the default network's subnet, which nobody has asked for, went
-// to somebody else while its bridge was away, as after a boot.
-func (s *Service) lost(n *live) bool {
-	links, err := netlink.Links(n.bridge())
-	if err != nil || slices.Contains(links, n.bridge()) || s.o.BIP != "" || s.o.FixedCIDR != "" || len(s.users(n.ID)) > 0 {
-		return false
-	}
-	taken, err := netlink.Taken()
-	for _, p := range n.IPAM {
-		if i := slices.IndexFunc(taken, p.Subnet.Overlaps); err == nil && i >= 0 {
-			s.log.Warn("the default network gets another subnet: somebody else has its own", "subnet", p.Subnet, "taken", taken[i], "to choose one", "--bip")
-			return true
-		}
-	}
-	return false
-}
-
-func bipMatches(n *live, bip string) bool {
-	p, err := netip.ParsePrefix(bip)
-	return err == nil && len(n.IPAM) > 0 && n.IPAM[0].Subnet == p.Masked() && n.IPAM[0].Gateway == p.Addr()
-}
-
-func (s *Service) makeDefault(ctx context.Context) error {
-	r := CreateRequest{Name: "bridge", Driver: "bridge", Options: map[string]string{optionName: s.o.BridgeName, optionDefault: "true"}}
-	if s.o.NoICC {
-		r.Options[optionICC] = "false"
-	}
-	if s.o.HostBridge {
-		r.Options[optionForeign] = "true"
-	}
-	r.EnableIPv6 = new(s.o.IPv6 && hasIPv6())
-	var pool Pool
-	if s.o.FixedCIDR != "" {
-		p, err := netip.ParsePrefix(s.o.FixedCIDR)
-		if err != nil {
-			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr %q: %v", s.o.FixedCIDR, err)
-		}
-		pool.Subnet, pool.IPRange = p.Masked(), p
-	}
-	if s.o.BIP != "" {
-		p, err := netip.ParsePrefix(s.o.BIP)
-		if err != nil {
-			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--bip %q is not an address with a prefix length, such as 172.30.0.1/24", s.o.BIP)
-		}
-		pool.Subnet, pool.Gateway = p.Masked(), p.Addr()
-	}
-	if pool.Subnet.IsValid() {
-		r.IPAM = []Pool{pool}
-	}
-	if s.o.FixedCIDR6 != "" && *r.EnableIPv6 {
-		p, err := netip.ParsePrefix(s.o.FixedCIDR6)
-		if err != nil {
-			return errdefs.Newf(errdefs.Invalid, "make", "the default network", "--fixed-cidr-v6 %q: %v", s.o.FixedCIDR6, err)
-		}
-		r.IPAM = append(r.IPAM, Pool{Subnet: p.Masked()})
-	}
-	_, err := s.create(ctx, r)
-	return err
 }
 
 func newID() string {
