@@ -40,8 +40,9 @@ type dockerEntry struct {
 
 // saved is one target of an archive.
 type saved struct {
-	images []Image // of each platform, the one that the names mean first
-	names  []reference.Ref
+	images  []Image  // of each platform, the one that the names mean first
+	configs [][]byte // read before the archive begins: the images may be removed meanwhile
+	names   []reference.Ref
 }
 
 // Save writes images as an archive.
@@ -86,7 +87,11 @@ func (s *Service) selectImages(q SaveRequest) ([]saved, error) {
 				if err != nil {
 					return err
 				}
-				v.images = append(v.images, img)
+				config, err := s.doc(ocispec.Digest(e.id))
+				if err != nil {
+					return err
+				}
+				v.images, v.configs = append(v.images, img), append(v.configs, config)
 			}
 			found[target] = v
 			order = append(order, target)
@@ -215,7 +220,7 @@ func (a *archive) target(ctx context.Context, v saved) (ocispec.Descriptor, dock
 	var docker dockerEntry
 	index := ocispec.Index{Versioned: ocispec.Versioned, MediaType: ocispec.TypeIndex}
 	for i, img := range v.images {
-		d, entry, err := a.image(ctx, img)
+		d, entry, err := a.image(ctx, img, v.configs[i])
 		if err != nil {
 			return d, docker, err
 		}
@@ -240,11 +245,7 @@ func (a *archive) target(ctx context.Context, v saved) (ocispec.Descriptor, dock
 }
 
 // image writes an image's blobs.
-func (a *archive) image(ctx context.Context, img Image) (ocispec.Descriptor, dockerEntry, error) {
-	config, err := a.s.doc(ocispec.Digest(img.ID))
-	if err != nil {
-		return ocispec.Descriptor{}, dockerEntry{}, err
-	}
+func (a *archive) image(ctx context.Context, img Image, config []byte) (_ ocispec.Descriptor, _ dockerEntry, err error) {
 	m := ocispec.Manifest{Versioned: ocispec.Versioned, MediaType: ocispec.TypeManifest, Config: ocispec.DescriptorOf(ocispec.TypeConfig, config), Layers: []ocispec.Descriptor{}}
 	entry := dockerEntry{Config: blobName(m.Config.Digest), Layers: []string{}, LayerSources: map[ocispec.Digest]ocispec.Descriptor{}}
 	for i, c := range img.Chain {

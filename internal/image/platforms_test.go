@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -332,6 +333,26 @@ func TestPlatformsTravel(t *testing.T) {
 		return f
 	}
 	both := save()
+	// An archive that has begun is finished, also when the images are removed.
+	pr, pw := io.Pipe()
+	saved := make(chan error, 1)
+	go func() {
+		err := e.Save(t.Context(), SaveRequest{Names: []string{name}}, pw)
+		pw.CloseWithError(err)
+		saved <- err
+	}()
+	head := make([]byte, 512)
+	if _, err := io.ReadFull(pr, head); err != nil {
+		t.Fatal(err)
+	}
+	e.remove(name, RemoveOptions{})
+	e.remove("app:1", RemoveOptions{})
+	rest, err := io.ReadAll(pr)
+	if serr := <-saved; err != nil || serr != nil || len(rest)+len(head) < len(both)/2 {
+		t.Errorf("%d bytes, %v, %v", len(rest), err, serr)
+	}
+	e.pullFor(name, host, arm)
+	e.tag(name, "app:1")
 	load(both).wantHas("app:1", host, arm)
 	load(both, arm).wantHas("app:1", arm)
 	load(save(arm)).wantHas("app:1", arm)
