@@ -292,10 +292,35 @@ func (s *Server) imageHistory(c *call) error {
 }
 
 func (s *Server) imageAttestations(c *call) error {
-	if _, err := s.o.Images.Get(c.path["name"]); err != nil {
+	wanted, err := c.platforms("platform")
+	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, []imagetypes.AttestationStatement{})
+	if len(wanted) > 1 {
+		return invalid("only one platform value is currently supported")
+	}
+	var p *ocispec.Platform
+	if len(wanted) == 1 {
+		p = &wanted[0]
+	}
+	list, err := s.o.Images.Statements(c.path["name"], p)
+	if err != nil {
+		return err
+	}
+	types := slices.DeleteFunc(slices.Clone(c.r.URL.Query()["type"]), func(t string) bool { return strings.TrimSpace(t) == "" })
+	out := []imagetypes.AttestationStatement{}
+	for _, st := range list {
+		if len(types) > 0 && !slices.Contains(types, st.Type) {
+			continue
+		}
+		a := imagetypes.AttestationStatement{Descriptor: st.Desc, PredicateType: st.Type}
+		if c.boolean("statement") {
+			body := json.RawMessage(st.Body)
+			a.Statement = &body
+		}
+		out = append(out, a)
+	}
+	return c.json(http.StatusOK, out)
 }
 
 // imageCreate pulls, or imports what the body or a URL holds.

@@ -87,6 +87,7 @@ type Images interface {
 	Get(nameOrID string) (image.Image, error)
 	GetFor(nameOrID string, p *ocispec.Platform) (image.Image, error)
 	Parts(img image.Image) ([]image.Part, error)
+	Statements(nameOrID string, p *ocispec.Platform) ([]image.Statement, error)
 	List(o image.ListOptions) ([]image.Image, error)
 	Usage(inUse func(id string) bool) image.Usage
 	History(nameOrID string, p *ocispec.Platform) ([]image.HistoryItem, error)

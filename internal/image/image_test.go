@@ -245,6 +245,23 @@ func (e *engine) residue() []string {
 	}
 	e.mu.RLock()
 	used := e.usedLocked()
+	docs := map[string]bool{}
+	for _, i := range e.images {
+		for _, d := range i.rec.Docs {
+			docs[d.String()] = true
+		}
+	}
+	err := e.db.View(func(tx *metadb.Tx) error {
+		return tx.Each(bucketDoc, func(d string, _ json.RawMessage) error {
+			if !docs[d] {
+				out = append(out, "document "+d)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		e.t.Fatal(err)
+	}
 	for c := range e.layers {
 		if used[c] == 0 {
 			out = append(out, "layer "+c)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -28,6 +29,7 @@ const (
 	maxArchiveBytes = 1 << 40
 	maxArchiveJSON  = 16 << 20
 	maxLinks        = 8
+	maxAttested     = 4 * maxAttestation // of all attestations of an image
 )
 
 // bundle is an archive, spread into numbered files. Names in it are only keys:
@@ -208,6 +210,7 @@ type loading struct {
 	mdType   string
 	layers   []ocispec.Descriptor // Digest "" where it is not known
 	files    []string
+	beside   map[ocispec.Digest][]byte // its attestations
 }
 
 func (l *loading) readConfig() error {
@@ -341,9 +344,9 @@ func (b *bundle) ociTarget(d ocispec.Descriptor, q LoadRequest) (*bundleTarget, 
 		return &bundleTarget{images: []*loading{l}}, nil
 	}
 	t := &bundleTarget{}
-	var there []ocispec.Descriptor
+	var there, attestations []ocispec.Descriptor
 	var err error
-	if t.index, there, err = b.entries(d, 0); err != nil {
+	if t.index, there, attestations, err = b.entries(d, 0); err != nil {
 		return nil, err
 	}
 	missing := func(p string) error {
@@ -370,6 +373,9 @@ func (b *bundle) ociTarget(d ocispec.Descriptor, q LoadRequest) (*bundleTarget, 
 		if len(q.Platforms) == 0 && len(picked) > 1 && !b.usable(l) {
 			continue
 		}
+		if err := b.attest(l, e.Digest, attestations); err != nil {
+			return nil, err
+		}
 		t.images = append(t.images, l)
 	}
 	if len(t.images) == 0 {
@@ -389,34 +395,74 @@ func (b *bundle) usable(l *loading) bool {
 
 // entries lists the manifests of an index, and of indexes in it, that are in
 // the archive.
-func (b *bundle) entries(d ocispec.Descriptor, depth int) (raw []byte, there []ocispec.Descriptor, err error) {
+func (b *bundle) entries(d ocispec.Descriptor, depth int) (raw []byte, there, attestations []ocispec.Descriptor, err error) {
 	if depth > maxNesting {
-		return nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d indexes in one another", maxNesting)
+		return nil, nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d indexes in one another", maxNesting)
 	}
 	if raw, err = b.blob(d, ocispec.MaxManifest); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	x, err := ocispec.ParseIndex(raw, d.MediaType)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, e := range x.Manifests {
-		if _, ok := b.find(blobName(e.Digest)); !ok || ocispec.IsAttestation(e) {
+		if _, ok := b.find(blobName(e.Digest)); !ok {
 			continue
 		}
-		if !ocispec.IsIndex(e.MediaType) {
+		switch {
+		case ocispec.IsAttestation(e):
+			attestations = append(attestations, e)
+			continue
+		case !ocispec.IsIndex(e.MediaType):
 			there = append(there, e)
 			continue
 		}
-		_, more, err := b.entries(e, depth+1)
+		_, more, besides, err := b.entries(e, depth+1)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
-		if there = append(there, more...); len(there) > ocispec.MaxEntries {
-			return nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d manifests in an index", ocispec.MaxEntries)
+		there, attestations = append(there, more...), append(attestations, besides...)
+		if len(there)+len(attestations) > ocispec.MaxEntries {
+			return nil, nil, nil, errdefs.Newf(errdefs.Invalid, "", "", "more than %d manifests in an index", ocispec.MaxEntries)
 		}
 	}
-	return raw, there, nil
+	return raw, there, attestations, nil
+}
+
+// attest reads the attestations of an image that are whole in the archive.
+func (b *bundle) attest(l *loading, manifest ocispec.Digest, list []ocispec.Descriptor) error {
+	l.beside = map[ocispec.Digest][]byte{}
+	var total int64
+	for _, d := range list {
+		if attests(d) != manifest {
+			continue
+		}
+		raw, err := b.blob(d, ocispec.MaxManifest)
+		if err != nil {
+			return err
+		}
+		m, err := ocispec.ParseManifest(raw, d.MediaType)
+		if err != nil {
+			return err
+		}
+		parts := append([]ocispec.Descriptor{m.Config}, m.Layers...)
+		if slices.ContainsFunc(parts, func(p ocispec.Descriptor) bool { _, ok := b.find(blobName(p.Digest)); return !ok }) {
+			continue
+		}
+		for _, p := range parts {
+			data, err := b.blob(p, maxAttestation)
+			if err != nil {
+				return err
+			}
+			if total += int64(len(data)); total > maxAttested {
+				return errdefs.Newf(errdefs.Invalid, "", "", "attestations of more than %d bytes", int64(maxAttested))
+			}
+			l.beside[p.Digest] = data
+		}
+		l.beside[d.Digest] = raw
+	}
+	return nil
 }
 
 // imageName is the whole name that an index gives an image, "" for none; a
@@ -506,6 +552,7 @@ func (s *Service) loadOne(ctx context.Context, b *bundle, l *loading, t *bundleT
 			}
 			a.rec.Index = ocispec.DescriptorOf(typ, t.index)
 			a.docs[a.rec.Index.Digest] = t.index
+			maps.Copy(a.docs, l.beside)
 		}
 	}
 	return a.id, s.finish(ctx, a)

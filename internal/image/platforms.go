@@ -301,12 +301,67 @@ func (s *Service) Parts(img Image) ([]Part, error) {
 			}
 			p.Desc = d
 		} else if ocispec.IsAttestation(d) {
-			p.For = ocispec.Digest(d.Annotations["vnd.docker.reference.digest"])
+			p.For = attests(d)
 			if _, err := s.doc(d.Digest); err == nil {
 				p.Size = s.travels(d)
 			}
 		}
 		out = append(out, p)
+	}
+	return out, nil
+}
+
+// attests is the manifest that an index's entry attests, "" if it says none.
+func attests(d ocispec.Descriptor) ocispec.Digest {
+	return ocispec.Digest(d.Annotations["vnd.docker.reference.digest"])
+}
+
+// Statement is one thing that is attested of an image.
+type Statement struct {
+	Desc ocispec.Descriptor
+	Type string // of its predicate
+	Body []byte
+}
+
+// Statements lists what is attested of an image, as far as it is here: with
+// what was built and loaded; a pull leaves it at the registry.
+func (s *Service) Statements(nameOrID string, p *ocispec.Platform) ([]Statement, error) {
+	img, err := s.GetFor(nameOrID, p)
+	if err != nil || img.Index.Digest == "" {
+		return nil, err
+	}
+	raw, err := s.doc(img.Index.Digest)
+	if err != nil {
+		return nil, err
+	}
+	x, err := ocispec.ParseIndex(raw, img.Index.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	var out []Statement
+	for _, d := range x.Manifests {
+		if !ocispec.IsAttestation(d) || attests(d) != img.Manifest.Digest {
+			continue
+		}
+		raw, err := s.doc(d.Digest)
+		if err != nil {
+			continue // not here
+		}
+		m, err := ocispec.ParseManifest(raw, d.MediaType)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range m.Layers {
+			t := l.Annotations["in-toto.io/predicate-type"]
+			if t == "" {
+				continue
+			}
+			body, err := s.doc(l.Digest)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, Statement{l, t, body})
+		}
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -437,4 +438,64 @@ func TestRecordsOfOneImageByName(t *testing.T) {
 		e.wantHas(n, host, arm)
 	}
 	e.wantHas(byManifest, host)
+}
+
+// What is attested of an image comes with its archive, and goes with the image.
+func TestStatements(t *testing.T) {
+	blobs := map[ocispec.Digest][]byte{}
+	put := func(mediaType string, v any) ocispec.Descriptor {
+		raw, _ := json.Marshal(v)
+		d := ocispec.DescriptorOf(mediaType, raw)
+		blobs[d.Digest] = raw
+		return d
+	}
+	x := ocispec.Index{Versioned: ocispec.Versioned, MediaType: ocispec.TypeIndex}
+	for _, p := range []ocispec.Platform{host, arm} {
+		m := forPlatform(p, "1")
+		maps.Copy(blobs, m.blobs)
+		blobs[m.md.Digest] = m.manifest
+		d := m.md
+		d.Platform = &p
+		said := put("application/vnd.in-toto+json", map[string]string{"of": p.Architecture})
+		said.Annotations = map[string]string{"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+		att := put(ocispec.TypeManifest, ocispec.Manifest{Versioned: ocispec.Versioned, MediaType: ocispec.TypeManifest,
+			Config: put(ocispec.TypeConfig, struct{}{}), Layers: []ocispec.Descriptor{said}})
+		att.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+		att.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": d.Digest.String()}
+		x.Manifests = append(x.Manifests, d, att)
+	}
+	top := put(ocispec.TypeIndex, x)
+	top.Annotations = map[string]string{annotationImageName: "docker.io/library/app:1"}
+	index, _ := json.Marshal(ocispec.Index{Versioned: ocispec.Versioned, Manifests: []ocispec.Descriptor{top}})
+	files := []file{{name: "oci-layout", body: `{"imageLayoutVersion":"1.0.0"}`}, {name: "index.json", body: string(index)}}
+	for d, b := range blobs {
+		files = append(files, file{name: blobName(d), body: string(b)})
+	}
+	e := newEngine(t)
+	if _, err := e.Load(t.Context(), LoadRequest{}, bytes.NewReader(tarOf(files...)), nil); err != nil {
+		t.Fatal(err)
+	}
+	e.restart()
+	e.wantHas("app:1", host, arm)
+	for _, p := range []ocispec.Platform{host, arm} {
+		list, err := e.Statements("app:1", &p)
+		if err != nil || len(list) != 1 || list[0].Type != "https://slsa.dev/provenance/v1" || string(list[0].Body) != `{"of":"`+p.Architecture+`"}` {
+			t.Errorf("%+v, %v", list, err)
+		}
+	}
+	if _, err := e.Statements("app:1", &risc); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("%v", err)
+	}
+	img, err := e.Get("app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := e.Parts(img)
+	if err != nil || len(parts) != 4 || parts[1].For != parts[0].Desc.Digest || parts[1].Size == 0 {
+		t.Errorf("%+v, %v", parts, err)
+	}
+	e.remove("app:1", RemoveOptions{})
+	if r := e.residue(); len(r) > 0 {
+		t.Errorf("left: %v", r)
+	}
 }

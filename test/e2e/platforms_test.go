@@ -25,7 +25,10 @@ func TestImageOfSeveralPlatforms(t *testing.T) {
 		"Dockerfile": "FROM scratch\nADD root.tar /\nARG TARGETPLATFORM\nCOPY $TARGETPLATFORM /platform\n",
 		"root.tar":   string(busyboxTar(t)), host: host, other: other,
 	})
-	one.do("build", "-q", "--platform", host+","+other, "-t", name, ctx)
+	one.do("build", "-q", "--provenance=true", "--platform", host+","+other, "-t", name, ctx)
+	if code, body := one.request("GET", "/v1.55/images/"+name+"/attestations?statement=1&type=https://slsa.dev/provenance/v1&platform="+other, ""); code != 200 || !strings.Contains(body, `"predicate"`) {
+		t.Errorf("attestations: %d %.300s", code, body)
+	}
 	if out := one.do("run", "--rm", name, "cat", "/platform"); out != host {
 		t.Errorf("it says %q", out)
 	}
