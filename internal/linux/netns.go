@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,30 @@ func InNetNS(ns *os.File, f func() error) error {
 	runtime.KeepAlive(ns)
 	return err
 }
+
+// VisitNetNS calls f in the network namespace, on the caller's thread. It is for
+// a few system calls: unlike InNetNS it costs no thread.
+func VisitNetNS(ns *os.File, f func() error) error {
+	home, err := homeNetNS()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	if err := unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return os.NewSyscallError("setns", err)
+	}
+	err = f()
+	if back := unix.Setns(int(RawFD(home)), unix.CLONE_NEWNET); back != nil {
+		return os.NewSyscallError("setns", back) // still locked: the thread ends with its goroutine
+	}
+	runtime.UnlockOSThread()
+	runtime.KeepAlive(ns)
+	return err
+}
+
+// homeNetNS is the namespace that the process was started in.
+var homeNetNS = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/self/ns/net") })
 
 // SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
 func SetNetSysctl(path, value string) error {

@@ -220,43 +220,45 @@ func Attach(ns *os.File, e Endpoint, first bool) error {
 	if err := makeLink(ns, e); err != nil {
 		return err
 	}
-	h, err := handle(ns)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
 	if e.NoIPv6 || len(e.Sysctls) > 0 {
 		if err := linux.InNetNS(ns, func() error { return setUpSysctls(e) }); err != nil {
 			return err
 		}
 	}
-	if first {
-		if err := loopbackUp(h); err != nil {
-			return err
-		}
-	}
-	link, err := h.LinkByName(e.Name)
+	s, err := openRoute(ns)
 	if err != nil {
-		return fmt.Errorf("find the interface %s: %w", e.Name, err)
+		return err
+	}
+	defer s.close()
+	what := "the interface " + e.Name
+	index, err := s.indexOf(e.Name)
+	if err != nil {
+		return err
+	}
+	var all []request
+	if first {
+		all = append(all, bringUp("the loopback interface", loopback))
 	}
 	for _, a := range e.Addrs {
-		addr := &netlink.Addr{IPNet: ipNet(a)}
-		if a.Addr().Is6() {
-			addr.Flags = syscall.IFA_F_NODAD
-		}
-		if err := h.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("address %s of the interface %s: %w", a, e.Name, err)
-		}
+		all = append(all, newAddress(what, index, a))
 	}
-	if err := h.LinkSetUp(link); err != nil && !(e.Share != nil && errors.Is(err, syscall.ENETDOWN)) { // it comes up with its parent
-		return fmt.Errorf("bring the interface %s up: %w", e.Name, err)
-	}
-	for _, r := range e.Routes {
-		if err := addDefaultRoute(h, link, r); err != nil {
+	up := bringUp(what, index)
+	if e.Share == nil {
+		all = append(all, up)
+	} else {
+		if _, err := s.do(all...); err != nil {
 			return err
 		}
+		if _, err := s.do(up); err != nil && !errors.Is(err, syscall.ENETDOWN) { // it comes up with its parent
+			return err
+		}
+		all = nil
 	}
-	return nil
+	for _, r := range e.Routes {
+		all = append(all, newDefaultRoute(what, index, r))
+	}
+	_, err = s.do(all...)
+	return err
 }
 
 // makeLink makes the interface, in place.
@@ -285,11 +287,14 @@ func makeLink(ns *os.File, e Endpoint) error {
 const (
 	iflaAFSpec      = 26
 	iflaNetNSFD     = 28
+	iflaExtMask     = 29
 	iflaNumTxQueues = 31
 	iflaNumRxQueues = 32
 
 	iflaInet6AddrGenMode = 8
 	in6AddrGenModeNone   = 1
+
+	rtextFilterSkipStats = 1 << 3
 )
 
 // makeVeth makes a pair, one end up on the bridge and the other in the namespace,
@@ -320,27 +325,28 @@ func makeVeth(ns *os.File, e Endpoint) error {
 	q.AddData(nl.NewRtAttr(iflaNumTxQueues, nl.Uint32Attr(1)))
 	q.AddData(nl.NewRtAttr(iflaNumRxQueues, nl.Uint32Attr(1)))
 	q.AddData(info)
-	if _, err := q.Execute(syscall.NETLINK_ROUTE, 0); err != nil {
+	s, err := openRoute(nil)
+	if err != nil {
 		return err
 	}
-	return noLinkLocal(e.HostName)
+	defer s.close()
+	_, err = s.do(request{"make it", q}, noLinkLocal(e.HostName))
+	if errors.Is(err, syscall.EAFNOSUPPORT) { // a kernel without IPv6
+		return nil
+	}
+	return err
 }
 
 // noLinkLocal keeps a port of a bridge from having an IPv6 address, which it would
 // announce to all other ports. It has no carrier, and so no address, before the
 // other end is up.
-func noLinkLocal(port string) error {
-	q := nl.NewNetlinkRequest(syscall.RTM_SETLINK, syscall.NLM_F_ACK)
-	q.AddData(nl.NewIfInfomsg(syscall.AF_UNSPEC))
+func noLinkLocal(port string) request {
+	q, _ := linkRequest(syscall.RTM_SETLINK, 0, 0)
 	q.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(port)))
 	spec := nl.NewRtAttr(iflaAFSpec, nil)
 	spec.AddRtAttr(syscall.AF_INET6, nil).AddRtAttr(iflaInet6AddrGenMode, []byte{in6AddrGenModeNone})
 	q.AddData(spec)
-	_, err := q.Execute(syscall.NETLINK_ROUTE, 0)
-	if errors.Is(err, syscall.EAFNOSUPPORT) { // a kernel without IPv6
-		return nil
-	}
-	return err
+	return request{"its addresses of IPv6", q}
 }
 
 // setUpSysctls makes the interface's settings, on a thread in its namespace.
@@ -376,36 +382,17 @@ type DefaultRoute struct {
 
 // SetDefaultRoute makes the default route of a namespace by an interface.
 func SetDefaultRoute(ns *os.File, name string, r DefaultRoute) error {
-	h, err := handle(ns)
+	s, err := openRoute(ns)
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	link, err := h.LinkByName(name)
+	defer s.close()
+	index, err := s.indexOf(name)
 	if err != nil {
-		return fmt.Errorf("default route by %s: %w", name, err)
+		return err
 	}
-	return addDefaultRoute(h, link, r)
-}
-
-func addDefaultRoute(h *netlink.Handle, link netlink.Link, r DefaultRoute) error {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index}
-	switch {
-	case r.Gateway.IsValid():
-		route.Gw = r.Gateway.AsSlice()
-	case r.IPv6:
-		route.Dst = ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
-	default:
-		route.Dst, route.Scope = ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)), netlink.SCOPE_LINK
-	}
-	add := h.RouteAdd
-	if r.Replace {
-		add = h.RouteReplace
-	}
-	if err := add(route); err != nil {
-		return fmt.Errorf("default route by %s: failed to set gateway: %w", link.Attrs().Name, err)
-	}
-	return nil
+	_, err = s.do(newDefaultRoute("the interface "+name, index, r))
+	return err
 }
 
 // RemoveLinkIn deletes a link of a namespace; none is no error.
@@ -434,25 +421,15 @@ func (u udpTo) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return f.Forward.Protocol == syscall.IPPROTO_UDP && u[f.Forward.DstPort]
 }
 
-func loopbackUp(h *netlink.Handle) error {
-	lo, err := h.LinkByName("lo")
-	if err == nil {
-		err = h.LinkSetUp(lo)
-	}
-	if err != nil {
-		return fmt.Errorf("bring the loopback interface up: %w", err)
-	}
-	return nil
-}
-
 // LoopbackUp brings lo up in a namespace that gets no other interface.
 func LoopbackUp(ns *os.File) error {
-	h, err := handle(ns)
+	s, err := openRoute(ns)
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	return loopbackUp(h)
+	defer s.close()
+	_, err = s.do(bringUp("the loopback interface", loopback))
+	return err
 }
 
 // Taken lists the prefixes that the host's addresses and routes use.
