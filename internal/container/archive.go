@@ -84,8 +84,8 @@ const maxLinks = 40
 func (s *Service) mounted(rec *Record, root *os.File, p string, follow bool) (pl *place, next string, err error) {
 	// Links in the image may lead to a mount: resolve as far as exists first.
 	real := resolveIn(root, p)
-	if dir, name := path.Split(real); dir == "/etc/" && slices.Contains([]string{"hosts", "hostname", "resolv.conf"}, name) {
-		if f, err := os.Open(s.dir(rec.ID)); err == nil {
+	if dir, name := path.Split(real); dir == "/etc/" && slices.Contains(etcFiles, name) {
+		if f, err := os.Open(s.etcDir(rec.ID)); err == nil {
 			if _, err := linux.OpenPathInRoot(f, name); err == nil {
 				return &place{root: f, path: "/" + name, writable: true}, "", nil
 			}

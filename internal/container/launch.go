@@ -349,7 +349,7 @@ func openAccounts(root *os.File, path string) (*os.File, error) {
 // prepareNetwork makes the network namespace and connects it.
 func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *specInput) (netns *os.File, st SandboxStatus, err error) {
 	h := rec.HostConfig
-	dir := s.dir(rec.ID)
+	dir := s.etcDir(rec.ID)
 	switch {
 	case h.NetworkMode.IsContainer():
 		other, err := s.find("start", h.NetworkMode.ConnectedContainer())
@@ -394,14 +394,31 @@ func (s *Service) prepareNetwork(ctx context.Context, rec *Record, r *run, in *s
 }
 
 func (s *Service) etcFile(id, name string) string {
-	p := filepath.Join(s.dir(id), name)
+	p := filepath.Join(s.etcDir(id), name)
 	if _, err := os.Stat(p); err != nil {
 		return ""
 	}
 	return p
 }
 
+// etcDir is where the files are that a start writes for a container's /etc.
+// Nothing of it must outlast the machine's boot.
+func (s *Service) etcDir(id string) string { return filepath.Join(s.o.ExecRoot, "etc", id) }
+
+var etcFiles = []string{"hostname", "hosts", "resolv.conf"}
+
+func (s *Service) dropEtc(id string) error {
+	dir := s.etcDir(id)
+	for _, name := range etcFiles {
+		os.Remove(filepath.Join(dir, name))
+	}
+	return os.RemoveAll(dir)
+}
+
 func (s *Service) writeEtc(in *specInput, dir string, hosts, resolv []byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		name string
 		data []byte

@@ -172,7 +172,7 @@ func (s *Service) refreshEtc(c *Container) error {
 	have := c.etc
 	c.mu.Unlock()
 	for name, data := range map[string][]byte{"hosts": box.Hosts, "resolv.conf": box.ResolvConf} {
-		p := filepath.Join(s.dir(c.id), name)
+		p := filepath.Join(s.etcDir(c.id), name)
 		// What a container has written may be of any size.
 		if fi, err := os.Stat(p); err != nil || fi.Size() != int64(len(have[name])) {
 			continue

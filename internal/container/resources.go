@@ -53,8 +53,11 @@ func checkResources(r *container.Resources, d Defaults) (warnings []string, err 
 		if err := checkCPUSet(s.v); err != nil {
 			return nil, invalid("Invalid value %s for cpuset %s", clip(s.v), s.what)
 		}
+		if s.v == "" {
+			continue
+		}
 		b, err := os.ReadFile(s.there)
-		if there := strings.TrimSpace(string(b)); s.v != "" && err == nil && !within(s.v, there) {
+		if there := strings.TrimSpace(string(b)); err == nil && !within(s.v, there) {
 			return nil, invalid("Requested %s are not available - requested %s, available: %s", s.things, clip(s.v), there)
 		}
 	}

@@ -26,8 +26,8 @@
 // # Guarantees
 //
 // Every operation happens entirely or not at all, whenever the process is
-// killed. Remove is quick: directories are renamed to the trash, and deleted in
-// the background.
+// killed. Remove is quick: directories are deleted in the background, those of
+// layers after a move to the trash.
 //
 // A committed layer is durable after Sync, and without it soon after Commit: a
 // syncfs in the background covers all layers committed until then. After an

@@ -245,6 +245,7 @@ func (s *Store) emptyTrash() {
 			return
 		case <-s.kick:
 		}
+		s.deleteDiscarded()
 		entries, err := s.trash.Entries()
 		if err != nil {
 			s.log.Warn("reading the trash", "err", err)
@@ -256,6 +257,32 @@ func (s *Store) emptyTrash() {
 			}
 		}
 	}
+}
+
+// deleteDiscarded deletes what active snapshots leave. Many a container has
+// written nothing: then there is just what overlayfs makes, and no need to look.
+func (s *Store) deleteDiscarded() {
+	s.mu.Lock()
+	ids := s.discarded
+	s.deleting = len(ids) > 0
+	s.discarded = nil
+	s.mu.Unlock()
+	for _, id := range ids {
+		if s.d.Rmdir(layerKey(id)) != nil {
+			s.throw(layerKey(id))
+		}
+		work := workName(id)
+		s.d.Unlink(work + "/work/incompat/volatile/dirty")
+		for _, sub := range []string{"/work/incompat/volatile", "/work/incompat", "/work"} {
+			s.d.Rmdir(work + sub)
+		}
+		if s.d.Rmdir(work) != nil {
+			s.throw(work)
+		}
+	}
+	s.mu.Lock()
+	s.deleting = false
+	s.mu.Unlock()
 }
 
 // deleteTree deletes one entry of the trash, and reports whether to go on.
@@ -286,9 +313,14 @@ func (s *Store) deleteTree(name string) bool {
 // the space that is free.
 func (s *Store) WaitTrash(ctx context.Context) error {
 	for {
-		entries, err := s.trash.Entries()
-		if err != nil || len(entries) == 0 {
-			return err
+		s.mu.Lock()
+		pending := len(s.discarded) > 0 || s.deleting
+		s.mu.Unlock()
+		if !pending { // in this order: what is discarded may go on to the trash
+			entries, err := s.trash.Entries()
+			if err != nil || len(entries) == 0 {
+				return err
+			}
 		}
 		wake(s.kick)
 		select {

@@ -115,6 +115,10 @@ type Store struct {
 	nextID uint64            // guarded by mu
 	closed bool              // guarded by mu
 
+	// discarded are directories of active snapshots that are gone; guarded by mu.
+	discarded []uint64
+	deleting  bool // guarded by mu; some have been taken from it
+
 	spares  chan uint64 // directories made ahead of Prepare
 	used    chan struct{}
 	syncMu  sync.Mutex // one syncfs at a time; order: syncMu → mu
@@ -640,10 +644,12 @@ func (s *Store) dropLocked(l *layer) {
 		return
 	}
 	delete(s.dirs, l.rec.Dir)
-	s.throw(layerKey(l.rec.Dir))
 	if !l.rec.Committed {
-		s.throw(workName(l.rec.Dir))
+		s.discarded = append(s.discarded, l.rec.Dir)
+		wake(s.kick)
+		return
 	}
+	s.throw(layerKey(l.rec.Dir))
 }
 
 // Stat describes a snapshot.

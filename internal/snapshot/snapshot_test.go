@@ -217,3 +217,38 @@ func BenchmarkPrepareMountRemove(b *testing.B) {
 		})
 	}
 }
+
+// A snapshot leaves nothing, whether something was written to it, it was mounted,
+// or neither.
+func TestRemovedActiveLeavesNothing(t *testing.T) {
+	testenv.NeedRoot(t)
+	dir := t.TempDir()
+	s := open(t, dir, "boot")
+	must(t, s.Prepare(ctx, "base-active", ""))
+	must(t, s.Commit(t.Context(), "base", "base-active"))
+	must(t, s.WaitTrash(t.Context()))
+	for _, c := range []struct {
+		name  string
+		mount bool
+		write bool
+	}{{"untouched", false, false}, {"mounted", true, false}, {"written", true, true}} {
+		must(t, s.Prepare(t.Context(), c.name, "base"))
+		d, err := s.Dirs(c.name)
+		must(t, err)
+		if c.mount {
+			f, err := s.MountFD(t.Context(), c.name, MountOptions{Volatile: true})
+			must(t, err)
+			f.Close()
+		}
+		if c.write {
+			must(t, os.MkdirAll(filepath.Join(d.Upper, "a", "b"), 0o755))
+		}
+		must(t, s.Remove(t.Context(), c.name))
+		must(t, s.WaitTrash(t.Context()))
+		for _, p := range []string{d.Upper, d.Work} {
+			if _, err := os.Stat(p); !os.IsNotExist(err) {
+				t.Errorf("%s: %s is still there: %v", c.name, p, err)
+			}
+		}
+	}
+}

@@ -71,9 +71,11 @@ func (g *Group) applyDevices(rules []specs.LinuxDeviceCgroup, o Options) error {
 		return errdefs.Newf(errdefs.Unsupported, "limit", "devices",
 			"this machine has no such control group controller")
 	}
+	var w ruleFile
+	defer w.close()
 	for _, value := range v1Rules(rules) {
 		file := d.path + value[0]
-		if err := writeFile(file, value[1]); err != nil {
+		if err := w.write(file, value[1]); err != nil {
 			if err == unix.EPERM && o.Rootless {
 				return nil
 			}
@@ -85,6 +87,32 @@ func (g *Group) applyDevices(rules []specs.LinuxDeviceCgroup, o Options) error {
 		}
 	}
 	return nil
+}
+
+// A ruleFile takes one rule with each write, and stays open for the next.
+type ruleFile struct {
+	path string
+	fd   int
+}
+
+func (w *ruleFile) write(path, rule string) error {
+	if w.path != path {
+		w.close()
+		fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0) })
+		if err != nil {
+			return err
+		}
+		w.path, w.fd = path, fd
+	}
+	_, err := retry(func() (int, error) { return unix.Write(w.fd, []byte(rule)) })
+	return err
+}
+
+func (w *ruleFile) close() {
+	if w.path != "" {
+		unix.Close(w.fd)
+		w.path = ""
+	}
 }
 
 // v1Rules lists what to write, as pairs of file and text. The first always

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/snapshot"
@@ -77,10 +78,20 @@ func layer(t *testing.T, s Snapshotter, name, parent string) {
 	must(t, s.Commit(t.Context(), name, name+"-active"))
 }
 
+// gone waits until a directory is deleted, which may be in the background.
 func gone(t *testing.T, dir string) {
 	t.Helper()
-	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("the directory is still there: %v", err)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		_, err := os.Stat(dir)
+		if os.IsNotExist(err) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("the directory is still there: %v", err)
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
