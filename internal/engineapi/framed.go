@@ -60,13 +60,16 @@ func (f *framed) drop() { f.once.Do(func() { f.conn.Close() }) }
 // controls reads the client's frames until the connection ends: input goes to
 // stdin, the rest to do.
 func (f *framed) controls(stdin *io.PipeWriter, do func(api.RunControl)) {
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, 512) // most clients send nothing
 	var err error
 	for {
 		var stream byte
 		var p []byte
 		if stream, p, err = api.ReadFrame(f.in, buf); err != nil {
 			break
+		}
+		if cap(p) > len(buf) {
+			buf = p[:cap(p)]
 		}
 		switch stream {
 		case api.FrameStdin:

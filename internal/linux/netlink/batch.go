@@ -75,12 +75,12 @@ func (s *routeSocket) do(all ...request) (data []byte, err error) {
 	if err := syscall.Sendto(s.fd, packet, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, 16<<10)
+	buf := make([]byte, 8<<10) // the kernel sends no more at once, but in dumps
 	for {
-		n, err := ignoringInterrupts(func() (int, error) {
-			n, _, err := syscall.Recvfrom(s.fd, buf, 0)
-			return n, err
-		})
+		n, _, err := syscall.Recvfrom(s.fd, buf, 0)
+		if err == syscall.EINTR {
+			continue
+		}
 		if err != nil {
 			return nil, os.NewSyscallError("recvfrom", err)
 		}
@@ -104,14 +104,6 @@ func (s *routeSocket) do(all ...request) (data []byte, err error) {
 			if m.Header.Seq == s.seq {
 				return nil, nil
 			}
-		}
-	}
-}
-
-func ignoringInterrupts(f func() (int, error)) (n int, err error) {
-	for {
-		if n, err = f(); err != syscall.EINTR {
-			return n, err
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	moby "github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -13,9 +14,32 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 )
 
+// defaults are those asked for already: a start should not choose among four
+// hundred system calls again.
+var defaults struct {
+	mu   sync.Mutex
+	from map[string]*specs.LinuxSeccomp // guarded by mu
+}
+
 // Default is Docker's default profile, for a container with the capabilities
-// and on an architecture in Go's words; "" is this one.
+// and on an architecture in Go's words; "" is this one. It is shared: nobody
+// changes it.
 func Default(caps []string, arch string) *specs.LinuxSeccomp {
+	key := arch + " " + strings.Join(caps, " ")
+	defaults.mu.Lock()
+	defer defaults.mu.Unlock()
+	if s := defaults.from[key]; s != nil {
+		return s
+	}
+	if defaults.from == nil || len(defaults.from) >= maxCached {
+		defaults.from = map[string]*specs.LinuxSeccomp{}
+	}
+	s := chooseDefault(caps, arch)
+	defaults.from[key] = s
+	return s
+}
+
+func chooseDefault(caps []string, arch string) *specs.LinuxSeccomp {
 	s, err := choose(moby.DefaultProfile(), caps, arch)
 	if err != nil {
 		panic(err) // the profile is a constant
