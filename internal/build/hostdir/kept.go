@@ -85,22 +85,26 @@ func (x index) hasLinks() bool {
 
 // checkPlaces forgets what is neither in the ref nor in a layer any more, so
 // that it is read again.
-func (x index) checkPlaces(files []found) {
+func checkPlaces(files []found) {
 	links := slices.ContainsFunc(files, func(f found) bool { return isLink(f.stat.Mode, f.stat.Linkname) })
 	there := map[string]bool{}
-	for _, it := range x {
-		dir := it.place.dir
-		if dir == "" {
+	var last string // most are where the one before is
+	var ok bool
+	for _, f := range files {
+		if f.old == nil || f.old.place.dir == "" {
 			continue
 		}
-		ok, known := there[dir]
-		if !known {
-			_, err := os.Lstat(dir)
-			ok = err == nil
-			there[dir] = ok
+		if dir := f.old.place.dir; dir != last {
+			var known bool
+			if ok, known = there[dir]; !known {
+				_, err := os.Lstat(dir)
+				ok = err == nil
+				there[dir] = ok
+			}
+			last = dir
 		}
 		if !ok || links {
-			it.place, it.racy = place{}, true
+			f.old.place, f.old.racy = place{}, true
 		}
 	}
 }

@@ -143,7 +143,7 @@ func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linu
 	if err != nil {
 		return nil, err
 	}
-	old.checkPlaces(files)
+	checkPlaces(files)
 	var copied int64
 	if old == nil || len(files) != len(old) || !allUnchanged(files) {
 		if copied, err = i.s.update(ctx, dir, ref, old, files); err != nil {

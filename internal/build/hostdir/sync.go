@@ -27,40 +27,25 @@ import (
 // found is a file of the context.
 type found struct {
 	stat *fstypes.Stat
-	raw  linux.Stat
+	raw  *linux.Stat
 	old  *item // what the index has at its path
 }
 
 // list walks the directory, and chooses what the patterns choose.
 func list(ctx context.Context, root linux.FD, filter *fsutil.FilterOpt, old index) ([]found, error) {
-	t := &tree{root: root}
-	fs, err := fsutil.NewFilterFS(t, filter) // follows links of FollowPaths inside the directory
-	if err != nil {
-		return nil, err
-	}
-	t.stats = make(map[string]linux.Stat, len(old))
-	t.known = func(p string, st *linux.Stat) *fstypes.Stat {
-		if it := old[p]; it != nil && it.unchanged(st) {
-			return it.stat
-		}
-		return nil
-	}
+	t := &tree{root: root, old: old}
 	out := make([]found, 0, len(old))
 	first := map[[2]uint64]string{} // of the names of one file
-	err = fs.Walk(ctx, "", func(p string, d gofs.DirEntry, err error) error {
-		if err != nil {
+	take := func(e *entry) error {
+		if _, err := e.Info(); err != nil {
 			return err
 		}
-		fi, err := d.Info()
-		if err != nil {
-			return err
-		}
-		f := found{stat: fi.Sys().(*fstypes.Stat), raw: t.stats[p], old: old[p]}
-		if f.raw.Nlink > 1 && !fi.IsDir() && fi.Mode()&gofs.ModeSymlink == 0 {
+		f := found{stat: e.stat, raw: &e.raw, old: e.old}
+		if f.raw.Nlink > 1 && !e.IsDir() && f.raw.Mode&linux.TypeMask != linux.TypeLink {
 			id := [2]uint64{f.raw.Dev, f.raw.Ino}
 			link := first[id]
 			if link == "" {
-				first[id] = p
+				first[id] = e.path
 			}
 			if f.stat.Linkname != link {
 				f.stat = f.stat.Clone()
@@ -72,13 +57,29 @@ func list(ctx context.Context, root linux.FD, filter *fsutil.FilterOpt, old inde
 		}
 		out = append(out, f)
 		return nil
+	}
+	if len(filter.IncludePatterns)+len(filter.ExcludePatterns)+len(filter.FollowPaths) == 0 {
+		t.all = true
+		err := t.Walk(ctx, "", func(_ string, d gofs.DirEntry, _ error) error { return take(d.(*entry)) })
+		return out, err
+	}
+	t.taken = make(map[*fstypes.Stat]*entry, len(old))
+	fs, err := fsutil.NewFilterFS(t, filter) // follows links of FollowPaths inside the directory
+	if err != nil {
+		return nil, err
+	}
+	err = fs.Walk(ctx, "", func(_ string, d gofs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return take(t.taken[d.(*fsutil.DirEntryInfo).Stat])
 	})
 	return out, err
 }
 
 // unchanged reports that the kept ref has the file already.
 func (f *found) unchanged() bool {
-	return f.old != nil && f.old.unchanged(&f.raw) && f.old.stat.Linkname == f.stat.Linkname
+	return f.old != nil && f.stat == f.old.stat && !f.old.racy
 }
 
 // syncer brings a kept ref up to what the client's directory holds.
@@ -387,7 +388,7 @@ func (s *syncer) special(f *found) error {
 	if err != nil {
 		return fail(err)
 	}
-	return s.stored(f.stat, &f.raw, d, false)
+	return s.stored(f.stat, f.raw, d, false)
 }
 
 // link gives a stored file another name.
@@ -415,7 +416,7 @@ func (s *syncer) link(f *found) error {
 	if err != nil {
 		return err
 	}
-	return s.stored(f.stat, &f.raw, d, false)
+	return s.stored(f.stat, f.raw, d, false)
 }
 
 func (s *syncer) settime(stat *fstypes.Stat) error {

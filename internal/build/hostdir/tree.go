@@ -21,10 +21,11 @@ import (
 // files here as in a client. A walk goes down by descriptor and follows no link.
 type tree struct {
 	root linux.FD
-	// known returns what BuildKit is to see of an entry that has not changed,
-	// to save reading its link or attributes; nil: look.
-	known func(path string, st *linux.Stat) *fstypes.Stat
-	stats map[string]linux.Stat // what Info found, by path
+	old  index // what the last build took
+	all  bool  // nothing is filtered
+	// taken are the entries that were asked for, by what was answered: fsutil's
+	// filters hand on no more than that.
+	taken map[*fstypes.Stat]*entry
 }
 
 var _ fsutil.FS = (*tree)(nil)
@@ -39,7 +40,7 @@ func (t *tree) Walk(ctx context.Context, target string, fn gofs.WalkDirFunc) err
 	target = strings.Trim(path.Clean("/"+target), "/")
 	var err error
 	if target == "" {
-		err = t.children(ctx, t.root, "", fn)
+		err = t.children(ctx, t.list(t.root, ".", ""), fn)
 	} else {
 		err = t.one(ctx, target, fn)
 	}
@@ -56,15 +57,14 @@ func (t *tree) one(ctx context.Context, target string, fn gofs.WalkDirFunc) erro
 		return &os.PathError{Op: "open", Path: target, Err: err}
 	}
 	defer fd.Close()
-	var st linux.Stat
-	if err := fd.Lstat(name, &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: target, Err: err}
+	e := &entry{t: t, dir: fd, name: name, path: target, old: t.old[target]}
+	if e.lstat(); e.err != nil {
+		return e.err
 	}
-	e := &entry{t: t, dir: fd, name: name, path: target, kind: st.Mode & linux.TypeMask}
 	if _, err := e.Info(); err != nil { // fsutil asks when the walk is over
 		return err
 	}
-	return t.visit(ctx, e, fn)
+	return t.visit(ctx, e, nil, fn)
 }
 
 // descend opens a directory as a place, component by component.
@@ -82,49 +82,83 @@ func descend(root linux.FD, dir string) (linux.FD, error) {
 	return fd, err
 }
 
-func (t *tree) visit(ctx context.Context, e *entry, fn gofs.WalkDirFunc) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	err := fn(e.path, e, nil)
-	switch {
-	case vanished(err):
-		return nil
-	case err == gofs.SkipDir && e.IsDir():
-		return nil
-	case err != nil || !e.IsDir():
-		return err
-	}
-	fd, err := e.dir.Dir(e.name)
-	if err == nil {
-		defer fd.Close()
-		err = t.children(ctx, fd, e.path, fn)
-	}
-	if vanished(err) {
-		return nil
-	}
-	return err
+// listing is a directory with its entries, sorted.
+type listing struct {
+	fd      linux.FD
+	entries []entry
+	err     error
 }
 
-func (t *tree) children(ctx context.Context, fd linux.FD, dir string, fn gofs.WalkDirFunc) error {
-	list, err := fd.Entries()
-	if err != nil {
-		return &os.PathError{Op: "readdir", Path: dir, Err: err}
+// list reads a directory, and describes what is in it as far as that is known
+// to be wanted: a build that changed little is then a matter of comparing.
+func (t *tree) list(parent linux.FD, name, dir string) (l listing) {
+	if l.fd, l.err = parent.Dir(name); l.err != nil {
+		l.fd = linux.NoFD
+		return l
 	}
-	slices.SortFunc(list, func(a, b linux.Entry) int { return strings.Compare(a.Name, b.Name) })
-	for _, l := range list {
-		e := &entry{t: t, dir: fd, name: l.Name, path: path.Join(dir, l.Name), kind: l.Type}
-		if l.Type == 0 {
-			var st linux.Stat
-			if err := fd.Lstat(l.Name, &st); err != nil {
-				continue
+	names, err := l.fd.Entries()
+	if err != nil {
+		l.err = &os.PathError{Op: "readdir", Path: dir, Err: err}
+		return l
+	}
+	slices.SortFunc(names, func(a, b linux.Entry) int { return strings.Compare(a.Name, b.Name) })
+	l.entries = make([]entry, len(names))
+	var full []byte
+	if dir != "" {
+		full = append([]byte(dir), '/')
+	}
+	for i, n := range names {
+		e := &l.entries[i]
+		*e = entry{t: t, dir: l.fd, name: n.Name, kind: n.Type}
+		p := append(full, n.Name...)
+		if e.old = t.old[string(p)]; e.old != nil {
+			e.path = e.old.stat.Path
+		} else {
+			e.path = string(p)
+		}
+		if e.old != nil || t.all || e.kind == 0 {
+			e.lstat()
+		}
+	}
+	return l
+}
+
+// ahead is how many directories are read while those before them are visited.
+const ahead = 4
+
+func (t *tree) children(ctx context.Context, l listing, fn gofs.WalkDirFunc) error {
+	defer l.fd.Close()
+	if l.err != nil {
+		return l.err
+	}
+	var coming []chan listing // of the directories that come next
+	next := 0
+	read := func() {
+		for ; len(coming) < ahead && next < len(l.entries); next++ {
+			if e := &l.entries[next]; e.IsDir() && (t.all || e.old != nil) {
+				c := make(chan listing, 1)
+				coming = append(coming, c)
+				go func() { c <- t.list(l.fd, e.name, e.path) }()
 			}
-			e.kind = st.Mode & linux.TypeMask
 		}
-		if e.kind == linux.TypeSock {
-			continue // it has no content that an image could have
+	}
+	defer func() {
+		for _, c := range coming {
+			got := <-c
+			got.fd.Close()
 		}
-		switch err := t.visit(ctx, e, fn); err {
+	}()
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.kind == linux.TypeSock || e.kind == 0 {
+			continue // it has no content that an image could have, or it went
+		}
+		read()
+		var sub chan listing
+		if i < next && e.IsDir() && (t.all || e.old != nil) {
+			sub, coming = coming[0], coming[1:]
+		}
+		switch err := t.visit(ctx, e, sub, fn); err {
 		case nil:
 		case gofs.SkipDir:
 			return nil
@@ -133,6 +167,33 @@ func (t *tree) children(ctx context.Context, fd linux.FD, dir string, fn gofs.Wa
 		}
 	}
 	return nil
+}
+
+// visit calls fn for an entry, and for all below it. sub is where its listing
+// comes from, nil: nobody has begun to read it.
+func (t *tree) visit(ctx context.Context, e *entry, sub <-chan listing, fn gofs.WalkDirFunc) error {
+	err := context.Cause(ctx)
+	if err == nil {
+		err = fn(e.path, e, nil)
+	}
+	var l listing
+	switch {
+	case !e.IsDir():
+	case sub != nil:
+		l = <-sub
+	case err == nil:
+		l = t.list(e.dir, e.name, e.path)
+	}
+	switch {
+	case err == nil && e.IsDir():
+		err = t.children(ctx, l, fn)
+	case sub != nil:
+		l.fd.Close()
+	}
+	if vanished(err) || err == gofs.SkipDir && e.IsDir() {
+		return nil
+	}
+	return err
 }
 
 // vanished reports that an entry went, or became something else, under way.
@@ -146,6 +207,10 @@ type entry struct {
 	dir        linux.FD
 	name, path string
 	kind       uint32
+	known      bool // raw is
+	raw        linux.Stat
+	err        error
+	old        *item // what the last build had at its path
 	stat       *fstypes.Stat
 }
 
@@ -153,26 +218,31 @@ func (e *entry) Name() string        { return e.name }
 func (e *entry) IsDir() bool         { return e.kind == linux.TypeDir }
 func (e *entry) Type() gofs.FileMode { return fileMode(e.kind) }
 
+func (e *entry) lstat() {
+	e.known = true
+	if err := e.dir.Lstat(e.name, &e.raw); err != nil {
+		e.err = &os.PathError{Op: "lstat", Path: e.path, Err: err}
+	} else if e.kind == 0 {
+		e.kind = e.raw.Mode & linux.TypeMask
+	}
+	if e.err == nil && e.old != nil && e.old.unchanged(&e.raw) {
+		e.stat = e.old.stat
+	}
+}
+
 // Info describes the entry as BuildKit's clients do: owned by root.
 func (e *entry) Info() (gofs.FileInfo, error) {
-	if e.stat != nil {
-		return &fsutil.StatInfo{Stat: e.stat}, nil
+	if !e.known {
+		e.lstat()
 	}
-	var st linux.Stat
-	if err := e.dir.Lstat(e.name, &st); err != nil {
-		return nil, &os.PathError{Op: "lstat", Path: e.path, Err: err}
+	if e.err == nil && e.stat == nil {
+		e.stat, e.err = e.look(&e.raw)
 	}
-	if e.t.stats != nil {
-		e.t.stats[e.path] = st
+	if e.err != nil {
+		return nil, e.err
 	}
-	if e.t.known != nil {
-		e.stat = e.t.known(e.path, &st)
-	}
-	if e.stat == nil {
-		var err error
-		if e.stat, err = e.look(&st); err != nil {
-			return nil, err
-		}
+	if !e.t.all {
+		e.t.taken[e.stat] = e
 	}
 	return &fsutil.StatInfo{Stat: e.stat}, nil
 }
