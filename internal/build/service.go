@@ -150,6 +150,9 @@ func (s *Service) TakeDirectories(ctx context.Context, conn *net.UnixConn) error
 		return err
 	}
 	defer forget()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.worker.WalkAhead(ctx, q.Session)
 	if _, err := io.WriteString(conn, "taken\n"); err != nil {
 		return err
 	}

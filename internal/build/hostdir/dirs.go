@@ -2,7 +2,9 @@ package hostdir
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/onggi/onggi/internal/errdefs"
@@ -55,6 +57,13 @@ func (d *Dirs) Identity(session, name string) string {
 		return ""
 	}
 	return fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+}
+
+// names lists what a session has handed over.
+func (d *Dirs) names(session string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.m[session]))
 }
 
 // open gives a descriptor of its own for a directory; NoFD where the session

@@ -6,7 +6,8 @@
 //
 //	client ──SCM_RIGHTS──▶ Dirs (session, name → directory)
 //	                         │
-//	          Source ── walks by descriptor, with the patterns of .dockerignore
+//	          Source ── walks by descriptor, with the patterns of .dockerignore;
+//	             │      from the moment it is given, if the last build tells what for
 //	             │
 //	          index: path → (inode, times, size, mode) and digest
 //	             │ what differs

@@ -136,6 +136,7 @@ type rig struct {
 	root  string
 	store *refs.Store
 	src   *Source
+	ahead func(*walk) // called between hand-over and build with the walk that has begun, or nil
 }
 
 func newRig(t *testing.T) *rig {
@@ -157,7 +158,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{t, root, store, src}
+	return &rig{t: t, root: root, store: store, src: src}
 }
 
 // snapshot is what a build is given of dir.
@@ -172,6 +173,12 @@ func (r *rig) snapshot(dir string, build solver.JobContext, ignore ...string) ca
 		r.t.Fatal(err)
 	}
 	defer forget()
+	if r.ahead != nil {
+		ctx, cancel := context.WithCancel(r.t.Context())
+		defer cancel()
+		r.src.Ahead(ctx, "s")
+		r.ahead(r.src.walks["s:context"])
+	}
 	in, err := r.src.Resolve(r.t.Context(), &local.LocalIdentifier{Name: "context", SessionID: "s", ExcludePatterns: ignore}, nil, nil)
 	if err != nil {
 		r.t.Fatal(err)
@@ -346,6 +353,59 @@ func TestUnchangedFilesAreNotRead(t *testing.T) {
 	if _, again, other := r.take(dir); again != first || other == id {
 		t.Error("a copy without an index was taken up again")
 	}
+}
+
+// What was found ahead is the build's if it is what the build asks for.
+func TestWalkAhead(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 2 * worthAhead {
+		write(t, dir, map[string]string{fmt.Sprintf("d%d/f%d", i%7, i): "x"})
+	}
+	r := newRig(t)
+	build := func(ignore ...string) map[string]string {
+		t.Helper()
+		ref := r.snapshot(dir, job{}, ignore...)
+		md, _ := ref.GetEqualMutable()
+		files := r.src.digests(md.ID())
+		ref.Release(t.Context())
+		return files
+	}
+	has := func(files map[string]string, name string, want bool) {
+		t.Helper()
+		if _, ok := files[name]; ok != want {
+			t.Errorf("%s: %v, want %v", name, ok, want)
+		}
+	}
+	r.ahead = func(w *walk) {
+		if w != nil {
+			t.Error("something was walked that nobody has ever asked for")
+		}
+	}
+	build()
+	late := func(name string) func(*walk) {
+		return func(w *walk) {
+			if w == nil {
+				t.Fatal("nothing was walked ahead")
+			}
+			<-w.done
+			write(t, dir, map[string]string{name: "x"})
+		}
+	}
+	r.ahead = late("late")
+	has(build(), "late", false)
+	r.ahead = func(*walk) {}
+	has(build(), "late", true)
+	r.ahead = late("later.go")
+	files := build("d1") // something else is asked for
+	has(files, "later.go", true)
+	has(files, "d1/f1", false)
+	r.ahead = func(w *walk) {
+		late("latest")(w)
+		r.src.mu.Lock()
+		defer r.src.mu.Unlock()
+		r.src.changes++ // as another build does
+	}
+	has(build("d1"), "latest", true)
 }
 
 // A directory that becomes a link after it was listed leads nowhere.

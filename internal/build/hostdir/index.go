@@ -15,7 +15,7 @@ import (
 	"github.com/onggi/onggi/internal/linux"
 )
 
-// item is what was known of a file when it was stored.
+// item is what was known of a file when it was stored. All but its place stays.
 type item struct {
 	stat   *fstypes.Stat // as BuildKit sees it; not to be changed
 	dev    uint64

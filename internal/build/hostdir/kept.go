@@ -83,14 +83,15 @@ func (x index) hasLinks() bool {
 	return false
 }
 
-// checkPlaces forgets what is neither in the ref nor in a layer any more, so
-// that it is read again.
+// checkPlaces marks what is neither in the ref nor in a layer any more, so that
+// it is read again.
 func checkPlaces(files []found) {
 	links := slices.ContainsFunc(files, func(f found) bool { return isLink(f.stat.Mode, f.stat.Linkname) })
 	there := map[string]bool{}
 	var last string // most are where the one before is
 	var ok bool
-	for _, f := range files {
+	for i := range files {
+		f := &files[i]
 		if f.old == nil || f.old.place.dir == "" {
 			continue
 		}
@@ -103,9 +104,7 @@ func checkPlaces(files []found) {
 			}
 			last = dir
 		}
-		if !ok || links {
-			f.old.place, f.old.racy = place{}, true
-		}
+		f.lost = !ok || links
 	}
 }
 

@@ -36,6 +36,9 @@ type Source struct {
 	mu      sync.Mutex
 	indexes map[string]index             // guarded by mu: by ref, of the last few
 	files   map[string]map[string]string // guarded by mu: digests of the same
+	asked   map[string]asked             // guarded by mu: by name and directory
+	walks   map[string]*walk             // guarded by mu: by session and name
+	changes int                          // guarded by mu: to indexes
 }
 
 // Refs is where a Source keeps files.
@@ -51,7 +54,8 @@ func NewSource(c Refs, dirs *Dirs) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{Source: stock, cache: c, dirs: dirs, indexes: map[string]index{}, files: map[string]map[string]string{}}, nil
+	return &Source{Source: stock, cache: c, dirs: dirs, indexes: map[string]index{}, files: map[string]map[string]string{},
+		asked: map[string]asked{}, walks: map[string]*walk{}}, nil
 }
 
 // Resolve implements source.Source.
@@ -78,7 +82,7 @@ type instance struct {
 
 // Snapshot implements source.SourceInstance.
 func (i *instance) Snapshot(ctx context.Context, job solver.JobContext) (cache.ImmutableRef, error) {
-	dir, err := i.open(job)
+	dir, session, err := i.open(job)
 	if err != nil {
 		return nil, err
 	}
@@ -92,36 +96,36 @@ func (i *instance) Snapshot(ctx context.Context, job solver.JobContext) (cache.I
 		return ref, err
 	}
 	defer dir.Close()
-	ref, err := i.snapshot(ctx, job, dir)
+	ref, err := i.snapshot(ctx, job, dir, session)
 	if err != nil {
 		return nil, fmt.Errorf("the build context %s: %w", i.id.Name, err)
 	}
 	return ref, nil
 }
 
-func (i *instance) open(job solver.JobContext) (linux.FD, error) {
-	if i.id.SessionID != "" {
-		if fd, err := i.s.dirs.open(i.id.SessionID, i.id.Name); fd != linux.NoFD || err != nil {
-			return fd, err
+func (i *instance) open(job solver.JobContext) (fd linux.FD, session string, err error) {
+	if id := i.id.SessionID; id != "" {
+		if fd, err := i.s.dirs.open(id, i.id.Name); fd != linux.NoFD || err != nil {
+			return fd, id, err
 		}
 	}
 	if job == nil || job.Session() == nil {
-		return linux.NoFD, nil
+		return linux.NoFD, "", nil
 	}
 	for it := job.Session().SessionIterator(); ; {
 		id := it.NextSession()
 		if id == "" {
-			return linux.NoFD, nil
+			return linux.NoFD, "", nil
 		}
 		if fd, err := i.s.dirs.open(id, i.id.Name); fd != linux.NoFD || err != nil {
-			return fd, err
+			return fd, id, err
 		}
 	}
 }
 
 const keyIndex = "onggi.hostdir.v1"
 
-func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linux.FD) (_ cache.ImmutableRef, err error) {
+func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linux.FD, session string) (_ cache.ImmutableRef, err error) {
 	var st linux.Stat
 	if err := dir.Stat(&st); err != nil {
 		return nil, err
@@ -137,11 +141,12 @@ func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linu
 			ref.Release(context.WithoutCancel(ctx))
 		}
 	}()
-	files, err := list(ctx, dir, &fsutil.FilterOpt{
-		IncludePatterns: i.id.IncludePatterns, ExcludePatterns: i.id.ExcludePatterns, FollowPaths: i.id.FollowPaths,
-	}, old)
-	if err != nil {
-		return nil, err
+	filter := fsutil.FilterOpt{IncludePatterns: i.id.IncludePatterns, ExcludePatterns: i.id.ExcludePatterns, FollowPaths: i.id.FollowPaths}
+	files, ok := i.s.walked(ctx, session, i.id.Name, &filter)
+	if !ok {
+		if files, err = list(ctx, dir, &filter, old); err != nil {
+			return nil, err
+		}
 	}
 	checkPlaces(files)
 	var copied int64
@@ -151,6 +156,9 @@ func (i *instance) snapshot(ctx context.Context, job solver.JobContext, dir linu
 			return nil, err
 		}
 	}
+	i.s.mu.Lock()
+	i.s.remember(fmt.Sprintf("%s:%d:%d", i.id.Name, st.Dev, st.Ino), ref.ID(), filter, len(files))
+	i.s.mu.Unlock()
 	done(copied)
 	if i.s.Report != nil {
 		i.s.Report(i.vertex, i.id.Name, i.s.digests(ref.ID()))
@@ -232,6 +240,7 @@ func (s *Source) keep(ref string, x index) {
 		clear(s.indexes)
 		clear(s.files)
 	}
+	s.changes++
 	s.indexes[ref] = x
 	delete(s.files, ref)
 }
@@ -242,6 +251,7 @@ func (s *Source) spoil(ref cache.MutableRef) {
 	contenthash.ClearCacheContext(ref)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.changes++
 	delete(s.indexes, ref.ID())
 	delete(s.files, ref.ID())
 }

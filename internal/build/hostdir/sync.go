@@ -29,6 +29,7 @@ type found struct {
 	stat *fstypes.Stat
 	raw  *linux.Stat
 	old  *item // what the index has at its path
+	lost bool  // of that, the file is nowhere
 }
 
 // list walks the directory, and chooses what the patterns choose.
@@ -79,7 +80,7 @@ func list(ctx context.Context, root linux.FD, filter *fsutil.FilterOpt, old inde
 
 // unchanged reports that the kept ref has the file already.
 func (f *found) unchanged() bool {
-	return f.old != nil && f.stat == f.old.stat && !f.old.racy
+	return f.old != nil && f.stat == f.old.stat && !f.lost
 }
 
 // syncer brings a kept ref up to what the client's directory holds.

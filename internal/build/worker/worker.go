@@ -70,6 +70,7 @@ type Options struct {
 	Images        Images // nil: no image store
 	Dirs          *hostdir.Dirs
 	Explain       *why.Recorder
+	Exported      func(build string, response map[string]string) // told when an image needs nothing more; may be nil
 	RegistryHosts docker.RegistryHosts
 	GCPolicy      []client.PruneInfo
 	Collect       func(context.Context) error // sweeps blobs
@@ -82,6 +83,7 @@ type Worker struct {
 	o      Options
 	image  *imageSource
 	writer *imageexporter.ImageWriter
+	files  *hostdir.Source
 }
 
 var _ bkworker.Worker = (*Worker)(nil)
@@ -167,8 +169,12 @@ func (w *Worker) sources(b *base.Worker) error {
 		files.Report = w.o.Explain.Files
 	}
 	m.Register(files)
+	w.files = files
 	return nil
 }
+
+// WalkAhead begins to look at the directories that a session has handed over.
+func (w *Worker) WalkAhead(ctx context.Context, session string) { w.files.Ahead(ctx, session) }
 
 // ResolveOp shows each operation to the one who explains builds, and takes
 // copies into its own hands.
