@@ -4,6 +4,7 @@
 // would make every other command slower.
 //
 // The engine's address is ONGGI_HOST, the directory of config.json ONGGI_CONFIG.
+// ONGGI_REMOTE says that the address is a way to another machine.
 package main
 
 import (
@@ -33,6 +34,7 @@ import (
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/onggi/onggi/internal/api"
 )
@@ -113,7 +115,8 @@ func run(ctx context.Context, args []string) error {
 	var resp *client.SolveResponse
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.Go(func() (err error) {
-		resp, err = c.Solve(ctx, nil, *opt, status)
+		// The image is enough; nobody here reads the history's record.
+		resp, err = c.Solve(metadata.AppendToOutgoingContext(ctx, "onggi-prompt", "1"), nil, *opt, status)
 		return err
 	})
 	eg.Go(func() error {

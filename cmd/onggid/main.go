@@ -67,7 +67,7 @@ func run(args []string, stdout, stderr *os.File) int {
 		log.Info(n)
 	}
 	cfg.setProxies(log)
-	tuneCollector()
+	heap.start()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	go dumpOnSignal(cfg, log)

@@ -94,7 +94,8 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	}
 	s.builder = build.New(build.Options{
 		Root: filepath.Join(c.dataRoot, "build"), Run: filepath.Join(c.execRoot, "build"), DB: s.db, Snapshots: s.snapshots, Images: s.images, Network: build.Steps(s.networks),
-		Registry: registries, CgroupParent: buildGroup(c), HostGateway: build.HostGateway(s.networks), Policy: c.builder.policy, Logger: part("build"),
+		Registry: registries, CgroupParent: buildGroup(c), HostGateway: build.HostGateway(s.networks), Policy: c.builder.policy, Building: heap.building,
+		Logger: part("build"),
 	})
 	s.api = engineapi.New(engineapi.Options{
 		Containers: s.containers, Images: s.images, Networks: s.networks, Volumes: s.volumes, Registry: s.registry, Builder: s.builder,

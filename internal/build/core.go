@@ -58,6 +58,7 @@ type parts struct {
 	hosts     docker.RegistryHosts
 	gateway   func() netip.Addr // what clients call host-gateway; may be nil
 	policy    Policy
+	building  func() (done func()) // may be nil
 	// unpack extracts a build context.
 	unpack func(ctx context.Context, r io.Reader, dir string) error
 	disk   func() (total, free int64, err error)
@@ -74,6 +75,7 @@ type core struct {
 	worker   *worker.Worker
 	dirs     hostdir.Dirs
 	explain  *why.Recorder // nil: nothing is explained
+	prompt   prompt
 	stop     chan struct{}
 }
 
@@ -146,7 +148,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		}
 	}
 	c.worker, err = worker.New(worker.Options{
-		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images, Dirs: &c.dirs, Explain: c.explain,
+		ID: id, Root: p.root, Refs: c.refs, Executor: p.executor, Content: store, Leases: lm, Images: p.images, Dirs: &c.dirs, Explain: c.explain, Exported: c.prompt.exported,
 		RegistryHosts: p.hosts, Platforms: machinePlatforms(), GCPolicy: p.policy.gc(p.disk), Collect: collect, Logger: p.logger,
 		Labels: labels,
 	})
@@ -202,6 +204,7 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 // close ends what runs, and waits.
 func (c *core) close() error {
 	close(c.stop)
+	c.prompt.ending.Wait()
 	err := c.control.Close()
 	c.explain.Close()
 	return errors.Join(err, c.refs.Close(), markClean(c.p.root))

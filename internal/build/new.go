@@ -36,6 +36,7 @@ type Options struct {
 	MaxProcesses int64             // of one build step; 32768 where 0
 	HostGateway  func() netip.Addr // what clients call host-gateway; may be nil
 	Policy       Policy
+	Building     func() (done func()) // told of each build; may be nil
 	Logger       *slog.Logger
 }
 
@@ -66,6 +67,7 @@ func New(o Options) *Service {
 			hosts:     registryHosts(o.Registry),
 			gateway:   o.HostGateway,
 			policy:    o.Policy,
+			building:  o.Building,
 			disk:      diskOf(o.Root),
 			unpack:    unpackContext,
 			logger:    o.Logger,

@@ -40,7 +40,7 @@ func (c *core) intercept(ctx context.Context, req any, info *grpc.UnaryServerInf
 
 // watched solves, and has the build explained when its last report has come,
 // which is after the answer.
-func (c *core) watched(ctx context.Context, req *controlapi.SolveRequest, solve func(context.Context, *controlapi.SolveRequest) (*controlapi.SolveResponse, error)) (*controlapi.SolveResponse, error) {
+func (c *core) watched(ctx context.Context, req *controlapi.SolveRequest, solve solveFunc) (*controlapi.SolveResponse, error) {
 	w := c.explain.Begin(req.Ref, c.buildKey(req), noCacheOf(req))
 	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	told := make(chan struct{})
@@ -50,8 +50,11 @@ func (c *core) watched(ctx context.Context, req *controlapi.SolveRequest, solve 
 			ctx: func() context.Context { return sctx }, send: w.Status,
 		})
 	}()
+	if c.p.building != nil {
+		defer c.p.building()()
+	}
 	began := time.Now()
-	resp, err := solve(ctx, req)
+	resp, err := c.prompt.solve(ctx, req, solve, c.p.logger)
 	took := time.Since(began)
 	names := strings.Split(resp.GetExporterResponse()["image.name"], ",")
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "" })

@@ -76,6 +76,32 @@ func (n *node) save() error {
 	return n.s.o.Records.Put(n.rec.ID, &n.rec)
 }
 
+// saveAfter is how long a use may stay unwritten.
+const saveAfter = time.Second
+
+// saveLater writes the record of a use, some time: every step of a build is
+// released at its end, and a lost use is no loss. Preconditions: s.mu is held.
+func (n *node) saveLater() {
+	s := n.s
+	if s.unsaved == nil {
+		s.unsaved = map[*node]bool{}
+		time.AfterFunc(saveAfter, func() { s.later(s.saveUses) })
+	}
+	s.unsaved[n] = true
+}
+
+// saveUses writes what saveLater has put off.
+func (s *Store) saveUses() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := range s.unsaved {
+		if err := n.save(); err != nil {
+			s.o.Logger.Warn("recording the use of build cache", "id", n.rec.ID, "err", err)
+		}
+	}
+	s.unsaved = nil
+}
+
 // update changes the record and writes it.
 func (n *node) update(f func(*record)) error {
 	n.s.mu.Lock()

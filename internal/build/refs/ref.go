@@ -216,12 +216,13 @@ func (r *immutableRef) Release(context.Context) error {
 		n.used()
 	}
 	if n.twin != nil {
-		n.save()
+		n.saveLater()
 		n.twin.releaseMutable()
 		return nil
 	}
 	n.idle()
-	return n.save()
+	n.saveLater()
+	return nil
 }
 
 func (r *immutableRef) Finalize(ctx context.Context) error { return r.n.finalize(ctx) }

@@ -94,9 +94,10 @@ type Store struct {
 	mounts string
 	ext    string
 
-	mu    sync.Mutex
-	nodes map[string]*node           // guarded by mu
-	index map[string]map[string]bool // guarded by mu: index value → ids
+	mu      sync.Mutex
+	nodes   map[string]*node           // guarded by mu
+	index   map[string]map[string]bool // guarded by mu: index value → ids
+	unsaved map[*node]bool             // guarded by mu: what saveLater has put off; nil: nothing
 
 	pruning sync.Mutex // one clean-up at a time
 
@@ -255,6 +256,7 @@ func (s *Store) Close() error {
 		s.detach(p)
 	}
 	s.bg.Wait()
+	s.saveUses()
 	return nil
 }
 

@@ -181,6 +181,9 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 	resp[exptypes.ExporterImageDescriptorKey] = base64.StdEncoding.EncodeToString(dt)
 	descref = containerimage.NewDescriptorReference(*desc, done)
 	if !o.push {
+		if o.w.o.Exported != nil {
+			o.w.o.Exported(info.Ref, withFrontend(resp, src.Metadata))
+		}
 		return resp, nil, descref, nil
 	}
 	if len(names) == 0 {
@@ -196,6 +199,17 @@ func (o *imageOutput) Export(ctx context.Context, src *exporter.Source, info exp
 		return nil
 	}
 	return resp, finalize, descref, nil
+}
+
+// withFrontend adds what the solver adds to an exporter's response.
+func withFrontend(resp map[string]string, meta map[string][]byte) map[string]string {
+	out := maps.Clone(resp)
+	for k, v := range meta {
+		if strings.HasPrefix(k, "frontend.") {
+			out[k] = string(v)
+		}
+	}
+	return out
 }
 
 // names lists what the image is to be called.
