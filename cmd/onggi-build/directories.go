@@ -22,7 +22,7 @@ func (o *options) shareDirectories(ctx context.Context, opt *client.SolveOpt) (s
 	if opt.SharedSession, err = session.NewSession(context.WithoutCancel(ctx), opt.SharedKey); err != nil {
 		return stop, err
 	}
-	if len(o.dirs) == 0 || !strings.HasPrefix(engineHost(), "unix://") {
+	if len(o.dirs) == 0 || !strings.HasPrefix(engineHost(), "unix://") || os.Getenv("ONGGI_REMOTE") != "" {
 		return stop, nil
 	}
 	q := struct {

@@ -4,7 +4,7 @@
 // would make every other command slower.
 //
 // The engine's address is ONGGI_HOST, the directory of config.json ONGGI_CONFIG.
-// ONGGI_REMOTE says that the address is a way to another machine.
+// Where that is a way to another machine, ONGGI_REMOTE is the address there.
 package main
 
 import (
@@ -139,7 +139,7 @@ func (o *options) why(ctx context.Context, ref string, mode progressui.DisplayMo
 	if !o.explain && !raw && failure == nil || o.call != "build" && o.call != "" {
 		return nil
 	}
-	c, err := api.New(api.Options{Host: engineHost()})
+	c, err := api.New(api.Options{Host: engineHost(), Name: hostHeader()})
 	if err != nil {
 		return nil
 	}
@@ -555,6 +555,14 @@ func engineHost() string {
 	return "unix:///run/onggi/onggi.sock"
 }
 
+// hostHeader is the name that an engine which listens on TCP wants to be asked by.
+func hostHeader() string {
+	if addr, ok := strings.CutPrefix(os.Getenv("ONGGI_REMOTE"), "tcp://"); ok {
+		return strings.TrimSuffix(addr, "/")
+	}
+	return "onggi"
+}
+
 // dial makes a client of the engine's builder.
 func dial(ctx context.Context) (*client.Client, error) {
 	return client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialGRPC(ctx) }))
@@ -572,7 +580,7 @@ func dialUpgrade(ctx context.Context, path, proto string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.WriteString(conn, "POST "+path+" HTTP/1.1\r\nHost: onggi\r\nConnection: Upgrade\r\nUpgrade: "+proto+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "POST "+path+" HTTP/1.1\r\nHost: "+hostHeader()+"\r\nConnection: Upgrade\r\nUpgrade: "+proto+"\r\n\r\n"); err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -55,6 +55,7 @@ const (
 // Options says where the engine is.
 type Options struct {
 	Host      string                                      // "unix:///path", "tcp://host:port"; "" = DefaultSocket
+	Name      string                                      // the Host header; "" = that of Host
 	Version   string                                      // "" = Version; "none" = paths without a version
 	UserAgent string                                      //
 	Headers   map[string]string                           // sent with every request
@@ -103,6 +104,9 @@ func New(o Options) (*Client, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, network, addr)
 		}
+	}
+	if o.Name != "" {
+		c.host = o.Name
 	}
 	switch o.Version {
 	case "none":

@@ -157,15 +157,55 @@ func setupDialStdio(e *env, f *pflag.FlagSet) func(context.Context, []string) er
 			return err
 		}
 		defer conn.Close()
-		go func() {
-			io.Copy(conn, e.in)
-			if c, ok := conn.(interface{ CloseWrite() error }); ok {
-				c.CloseWrite()
-			}
-		}()
+		go pour(conn, e.in)
 		_, err = io.Copy(e.out, conn)
 		return err
 	}
+}
+
+// pour copies to its end, and tells the other side that it is one.
+func pour(to io.Writer, from io.Reader) {
+	io.Copy(to, from)
+	if c, ok := to.(interface{ CloseWrite() error }); ok {
+		c.CloseWrite()
+	}
+}
+
+// relay gives a program that we start a socket of its own that leads to the
+// engine, for it to need neither certificates nor ssh.
+func (e *env) relay(ctx context.Context) (host string, stop func(), err error) {
+	dir, err := os.MkdirTemp("", "onggi-")
+	if err != nil {
+		return "", nil, err
+	}
+	socket := filepath.Join(dir, "engine.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer near.Close()
+				far, err := e.client.Dial(ctx)
+				if err != nil {
+					return
+				}
+				defer far.Close()
+				go pour(far, near)
+				pour(near, far)
+			}()
+		}
+	}()
+	return "unix://" + socket, func() {
+		l.Close()
+		os.RemoveAll(dir)
+	}, nil
 }
 
 // retry does f again, once, after starting the engine where none ran. Only the

@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -521,22 +522,54 @@ func setupSearch(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 
 func setupBuild(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	return func(ctx context.Context, args []string) error {
+		path, host := e.sibling("onggi-build"), e.host
+		if host == "" {
+			host = "unix://" + api.DefaultSocket
+		}
+		local := strings.HasPrefix(host, "unix://")
 		// An engine must be there before the build's client opens its session.
-		if err := e.call(ctx, "GET", "/_ping", nil, nil, nil); err != nil && !strings.Contains(err.Error(), "read the") {
+		if !local || !e.listening(ctx) {
+			if err := e.call(ctx, "GET", "/_ping", nil, nil, nil); err != nil {
+				return err
+			}
+		}
+		env := append(os.Environ(), "ONGGI_CONFIG="+configDir(e.cfg.dir))
+		missing := func(err error) error {
+			return &hinted{fmt.Errorf("start the build's client: %w", err), "install onggi-build beside onggi"}
+		}
+		if local {
+			found, err := exec.LookPath(path)
+			if err == nil { // it takes our place
+				err = syscall.Exec(found, append([]string{path}, args...), append(env, "ONGGI_HOST="+host))
+			}
+			return missing(err)
+		}
+		remote := host
+		host, stop, err := e.relay(ctx)
+		if err != nil {
 			return err
 		}
-		path := e.sibling("onggi-build")
+		defer stop()
 		cmd := exec.Command(path, args...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = e.in, e.out, e.err
-		cmd.Env = append(os.Environ(), "ONGGI_HOST="+e.host, "ONGGI_CONFIG="+configDir(e.cfg.dir))
+		cmd.Env = append(env, "ONGGI_HOST="+host, "ONGGI_REMOTE="+remote)
 		if err := cmd.Run(); err != nil {
 			if x, ok := err.(*exec.ExitError); ok {
 				return exitCode(max(x.ExitCode(), 1))
 			}
-			return &hinted{fmt.Errorf("start the build's client: %w", err), "install onggi-build beside onggi"}
+			return missing(err)
 		}
 		return nil
 	}
+}
+
+// listening reports that somebody listens at the engine's address.
+func (e *env) listening(ctx context.Context) bool {
+	conn, err := e.client.Dial(ctx)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
 }
 
 // buildxFlags are flags of Docker's buildx that choose among builders; there is
