@@ -130,7 +130,7 @@ func (s *Server) imageList(c *call) error {
 	for _, img := range list {
 		sum := imageSummary(img)
 		if c.boolean("shared-size") {
-			sum.SharedSize = disk.SharedBy(img)
+			sum.SharedSize = disk.Shared[img.ID]
 		}
 		if c.version >= 51 || c.boolean("shared-size") {
 			sum.Containers = int64(len(s.usersOf(img)))

@@ -393,7 +393,7 @@ func (u *usage) addImages(s *Server) error {
 	for _, img := range list {
 		sum := imageSummary(img)
 		sum.Containers = int64(len(s.usersOf(img)))
-		sum.SharedSize = disk.SharedBy(img)
+		sum.SharedSize = disk.Shared[img.ID]
 		u.images = append(u.images, sum)
 	}
 	u.layers, u.reclaimable = disk.Layers, disk.Unused

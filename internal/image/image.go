@@ -240,16 +240,6 @@ type PruneReport struct {
 type Usage struct {
 	Layers int64            // all layers, each once
 	Unused int64            // of these, what no image in use needs
-	Shared map[string]int64 // image ID → size of layers that others have too
-	Unique map[string]int64 // image ID → size of its own layers
-}
-
-// SharedBy is the size of the layers that an image, on any of its platforms,
-// shares with others.
-func (u Usage) SharedBy(img Image) int64 {
-	size := u.Shared[img.ID]
-	for _, id := range img.Others {
-		size += u.Shared[id]
-	}
-	return size
+	Shared map[string]int64 // ID of a listed image → size of layers that others have too
+	Unique map[string]int64 // ID of a listed image → size of its own layers, on all platforms
 }

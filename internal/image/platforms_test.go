@@ -144,9 +144,22 @@ func TestPlatformsOfAName(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	if u := e.Usage(nil); list[0].Size != sum || u.Layers != sum {
-		t.Errorf("listed with %d bytes, %d on disk, want %d", list[0].Size, u.Layers, sum)
+	if u := e.Usage(nil); list[0].Size != sum || u.Layers != sum || u.Unique[list[0].ID] != sum {
+		t.Errorf("listed with %d bytes, %d on disk, %d its own, want %d", list[0].Size, u.Layers, u.Unique[list[0].ID], sum)
 	}
+	// A layer of all platforms is on disk once, and shared with nobody else.
+	common := tarOf(file{name: "common", body: "of all"})
+	uploadIndex(t, reg+"/app:2", makeImage(ocispec.Image{Platform: host}, common), makeImage(ocispec.Image{Platform: arm}, common))
+	before := e.Usage(nil).Layers
+	e.pullFor(reg+"/app:2", host, arm)
+	two, err := e.Get(reg + "/app:2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := e.Usage(nil); u.Layers-before != two.Size || u.Shared[two.ID] != 0 || u.Unique[two.ID] != two.Size {
+		t.Errorf("%+v; the layer has %d bytes", u, two.Size)
+	}
+	e.remove(two.ID, RemoveOptions{})
 	// Each row of a tree.
 	parts, err := e.Parts(list[0])
 	if err != nil || len(parts) != 3 {
@@ -299,6 +312,9 @@ func TestPruneOfPlatforms(t *testing.T) {
 		}
 	}
 	e.wantHas(name, host, arm)
+	if u := e.Usage(func(id string) bool { return id == other.ID }); u.Unused != 0 {
+		t.Errorf("%d bytes are said to be unused", u.Unused)
+	}
 	disk := e.Usage(nil).Layers
 	if rep, err := e.Prune(t.Context(), PruneOptions{Filters: all}); err != nil || rep.Freed != disk || disk == 0 {
 		t.Errorf("%+v, %v; %d bytes were there", rep, err, disk)
@@ -393,6 +409,12 @@ func TestPlatformsTravel(t *testing.T) {
 		t.Errorf("%+v, %v", res, err)
 	}
 	e.wantHas(elsewhere+"/app:3", host, arm, s390x)
+	e.remove(elsewhere+"/app:3", RemoveOptions{})
+	e.remove(elsewhere+"/app:2", RemoveOptions{})
+	e.wantHas(elsewhere + "/app@" + index.Digest.String())
+	e.wantHas(elsewhere+"/app@"+res.Pushed[0].Digest, arm) // app:1 has it, too
+	e.remove(elsewhere+"/app:1", RemoveOptions{})
+	e.wantHas(elsewhere + "/app@" + res.Pushed[0].Digest)
 	// An index that was loaded, of images without a compressed form.
 	g := load(both)
 	g.tag("app:1", elsewhere+"/loaded:1")

@@ -26,13 +26,13 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 	}
 	s.mu.RLock()
 	e, target, err := s.lookupLocked(nameOrID)
-	var names, same []reference.Ref // of the image; of the target
+	var names, same, within []reference.Ref // of the image; of the target; of some of its images only
 	var platforms, all []*entry
 	behind := false
 	if err == nil {
 		behind = s.behindLocked(e)
-		names, same = s.refsLocked(e), parseAll(s.of[target])
 		all = s.membersLocked(target)
+		names, same, within = s.refsLocked(e), parseAll(s.of[target]), s.namesWithinLocked(all)
 		platforms, err = exactly(all, o.Platforms, nameOrID)
 	}
 	s.mu.RUnlock()
@@ -49,13 +49,11 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 				"onggi rm "+strings.TrimSuffix(users[0], " (running)")+", or rmi -f")
 		}
 		drop := []reference.Ref{ref}
-		rest := slices.DeleteFunc(same, func(n reference.Ref) bool { return n == ref })
 		// With the last tag of a repository its digests go, too.
-		if ref.Digest == "" && !slices.ContainsFunc(rest, func(n reference.Ref) bool { return n.Repository() == ref.Repository() && n.Digest == "" }) {
-			for _, n := range rest {
-				if n.Repository() == ref.Repository() {
-					drop = append(drop, n)
-				}
+		for _, list := range [][]reference.Ref{same, within} {
+			list = slices.DeleteFunc(list, func(n reference.Ref) bool { return n.Repository() != ref.Repository() || slices.Contains(drop, n) })
+			if ref.Digest == "" && len(tagsOf(list)) == 0 {
+				drop = append(drop, list...)
 			}
 		}
 		out, err := s.untag(e.id, drop)
@@ -89,6 +87,22 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 		more, err = s.removeLoose(ctx, group, o)
 	}
 	return append(out, more...), err
+}
+
+// namesWithinLocked lists the names that mean images of the list, and no other.
+// Preconditions: s.mu is held.
+func (s *Service) namesWithinLocked(list []*entry) []reference.Ref {
+	var out []string
+	for _, e := range list {
+		for _, n := range s.heldLocked(e) {
+			other := func(m *entry) bool { return !slices.Contains(list, m) }
+			if !slices.ContainsFunc(s.membersLocked(s.names[n]), other) {
+				out = append(out, n)
+			}
+		}
+	}
+	slices.Sort(out)
+	return parseAll(slices.Compact(out))
 }
 
 // usersOf lists the containers of any of the images.
@@ -618,7 +632,7 @@ func (s *Service) spare(e *entry, usedAs []string) []reference.Ref {
 }
 
 // Usage tells what the images take on disk. inUse tells which of them are
-// needed; nil is none.
+// needed, and with each the other platforms of its names; nil is none.
 func (s *Service) Usage(inUse func(id string) bool) Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -630,21 +644,29 @@ func (s *Service) Usage(inUse func(id string) bool) Usage {
 	u.Unused = u.Layers
 	needed := map[string]bool{}
 	for id, e := range s.images {
-		cfg, err := e.config()
-		if err != nil {
+		if s.behindLocked(e) {
 			continue
 		}
-		for _, c := range ocispec.ChainIDs(cfg.RootFS.DiffIDs) {
-			l := s.layers[c.String()]
-			if l != nil && inUse != nil && !needed[c.String()] && inUse(id) {
-				needed[c.String()] = true
+		group := s.groupLocked(e)
+		stays := inUse != nil && slices.ContainsFunc(group, func(m *entry) bool { return inUse(m.id) })
+		own := map[string]int{} // chain ID → how many platforms of this image have it
+		for _, m := range group {
+			for _, c := range m.chains() {
+				own[c]++
+			}
+		}
+		for c, n := range own {
+			l := s.layers[c]
+			if l == nil {
+				continue
+			}
+			if stays && !needed[c] {
+				needed[c] = true
 				u.Unused -= l.Size
 			}
-			switch {
-			case l == nil:
-			case used[c.String()] > 1:
+			if used[c] > n {
 				u.Shared[id] += l.Size
-			default:
+			} else {
 				u.Unique[id] += l.Size
 			}
 		}

@@ -174,8 +174,10 @@ func (s *Service) load(tx *metadb.Tx) error {
 // readName finds the target of a name's record, "" for none.
 func (s *Service) readName(name string, rec nameRecord) string {
 	e := s.images[rec.ID]
-	if rec.V == 0 && e != nil && !strings.HasSuffix(name, "@"+e.rec.Manifest.Digest.String()) {
-		rec.Index = e.rec.Index.Digest // of its image's index, then, unless it named the manifest
+	if rec.V == 0 && e != nil {
+		if _, d, ok := strings.Cut(name, "@"); !ok || d == e.rec.Index.Digest.String() {
+			rec.Index = e.rec.Index.Digest // then it meant what its image came with
+		}
 	}
 	switch {
 	case len(s.parts[rec.Index.String()]) > 0:
@@ -209,7 +211,7 @@ func (s *Service) reconcile() error {
 			}
 		}
 		if !whole {
-			s.log.Warn("image dropped: layers of it did not survive the last shutdown", "image", id, "names", s.of[id])
+			s.log.Warn("image dropped: layers of it did not survive the last shutdown", "image", id, "names", s.heldLocked(e))
 			lost = append(lost, id)
 			continue
 		}
