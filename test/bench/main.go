@@ -344,9 +344,22 @@ func row(name string, peers []*peer, f func(*peer) string) {
 	fmt.Println()
 }
 
+// runInMemory makes root/run, for what lasts until the next boot: every engine has
+// it below /run, which is a tmpfs on most machines.
+func runInMemory(root string) {
+	run := filepath.Join(root, "run")
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", run, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=0755"); err != nil {
+		fatal(fmt.Errorf("mount a tmpfs on %s: %w", run, err))
+	}
+	cleanup = append(cleanup, func() { syscall.Unmount(run, syscall.MNT_DETACH) })
+}
+
 func startOnggi(dir string) *peer {
 	root := filepath.Join(dir, "onggi")
-	os.MkdirAll(root, 0o700)
+	runInMemory(root)
 	sock := filepath.Join(root, "run/onggi.sock")
 	flags := []string{"--data-root", root + "/data", "--exec-root", root + "/run", "--pidfile", root + "/pid",
 		"-H", "unix://" + sock, "--bip", "172.29.203.1/24", "--bridge-name", "onggibench"}
@@ -383,7 +396,7 @@ func startDocker(dir string) *peer {
 		client = "docker"
 	}
 	root := filepath.Join(dir, "docker")
-	os.MkdirAll(root, 0o700)
+	runInMemory(root)
 	sock := filepath.Join(root, "docker.sock")
 	cmd := exec.Command(dockerd, "--data-root", root+"/data", "--exec-root", root+"/run", "--pidfile", root+"/pid",
 		"-H", "unix://"+sock, "--bip", "172.29.204.1/24")
@@ -406,6 +419,7 @@ func startPodman(dir string) *peer {
 		return nil
 	}
 	root := filepath.Join(dir, "podman")
+	runInMemory(root)
 	cli := []string{podman, "--root", root + "/data", "--runroot", root + "/run", "--tmpdir", root + "/tmp",
 		"--cgroup-manager", "cgroupfs", "--events-backend", "file"}
 	// crun refuses a host with both versions of control groups.
