@@ -211,6 +211,15 @@ func (d FD) Reserve(size int64) error {
 	return unix.Fallocate(int(d), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 }
 
+// Sync makes the open file or directory survive a power cut.
+func (d FD) Sync() error { return unix.Fsync(int(d)) }
+
+// StartWriting has the kernel begin to write out a part of the file, without
+// waiting for it.
+func (d FD) StartWriting(off, n int64) error {
+	return unix.SyncFileRange(int(d), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // Chown sets the owner of the open file, which may be a handle (O_PATH).
 func (d FD) Chown(uid, gid int) error {
 	return unix.Fchownat(int(d), "", uid, gid, unix.AT_EMPTY_PATH)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -340,14 +341,19 @@ func (s *Store) Sync(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	var pending []*layer
+	var dirs []uint64
 	for _, l := range s.layers {
 		if l.rec.Committed && !l.rec.Durable {
-			pending = append(pending, l)
+			pending, dirs = append(pending, l), append(dirs, l.rec.Dir)
 		}
 	}
 	s.mu.Unlock()
 	if len(pending) > 0 {
-		if err := linux.SyncFS(s.file); err != nil {
+		done, err := s.syncFew(dirs)
+		if err == nil && !done {
+			err = linux.SyncFS(s.file)
+		}
+		if err != nil {
 			return s.fail("sync", s.dir, err)
 		}
 		if err := s.markDurable(pending); err != nil {
@@ -355,6 +361,67 @@ func (s *Store) Sync(ctx context.Context) error {
 		}
 	}
 	return s.db.Sync()
+}
+
+// What is few and large is synced by itself: a syncfs also waits for all that
+// others have written to the disk.
+const (
+	fewFiles   = 64
+	largeFiles = 32 << 20 // bytes
+)
+
+// syncFew writes out layers file by file, if that is worth it.
+func (s *Store) syncFew(dirs []uint64) (done bool, err error) {
+	var open []linux.FD // each after the directory that it is in
+	defer func() {
+		for _, fd := range open {
+			fd.Close()
+		}
+	}()
+	var bytes int64
+	// gather opens an entry, and what is below it; false where that is too much
+	// or not to be had.
+	var gather func(dir linux.FD, name string, kind uint32) bool
+	gather = func(dir linux.FD, name string, kind uint32) bool {
+		if kind == linux.TypeLink || kind == linux.TypeChar {
+			return true // no more than an entry of its directory
+		}
+		if kind != linux.TypeDir && kind != linux.TypeReg || len(open) > fewFiles {
+			return false
+		}
+		fd, err := dir.Open(name, linux.ReadOnly, 0)
+		if err != nil {
+			return false
+		}
+		open = append(open, fd)
+		if kind == linux.TypeReg {
+			var st linux.Stat
+			err := fd.Stat(&st)
+			bytes += 512 * st.Blocks
+			return err == nil
+		}
+		entries, err := fd.Entries()
+		return err == nil && !slices.ContainsFunc(entries, func(e linux.Entry) bool { return !gather(fd, e.Name, e.Type) })
+	}
+	top, err := s.d.Open(".", linux.ReadOnly, 0)
+	if err != nil {
+		return false, err
+	}
+	open = append(open, top)
+	for _, d := range dirs {
+		if !gather(s.d, layerKey(d), linux.TypeDir) {
+			return false, nil
+		}
+	}
+	if bytes < largeFiles {
+		return false, nil
+	}
+	for _, fd := range slices.Backward(open) {
+		if err := fd.Sync(); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 func (s *Store) markDurable(pending []*layer) error {

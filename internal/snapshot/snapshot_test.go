@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -250,5 +251,46 @@ func TestRemovedActiveLeavesNothing(t *testing.T) {
 				t.Errorf("%s: %s is still there: %v", c.name, p, err)
 			}
 		}
+	}
+}
+
+// Few large files are synced one by one, all else with the file system.
+func TestSyncFew(t *testing.T) {
+	for name, c := range map[string]struct {
+		size  int64
+		files int
+		odd   bool
+		want  bool
+	}{
+		"few and large": {largeFiles, 3, false, true},
+		"small":         {1000, 3, false, false},
+		"many":          {largeFiles, fewFiles, false, false},
+		"something odd": {largeFiles, 3, true, false},
+	} {
+		s := open(t, t.TempDir(), "")
+		must(t, s.Prepare(ctx, "a", ""))
+		d, err := s.Dirs("a")
+		must(t, err)
+		must(t, os.Mkdir(d.Upper+"/d", 0o755), os.Symlink("nowhere", d.Upper+"/l"), os.WriteFile(d.Upper+"/d/large", make([]byte, c.size), 0o600))
+		for i := range c.files {
+			must(t, os.WriteFile(fmt.Sprintf("%s/d/f%d", d.Upper, i), nil, 0o600))
+		}
+		if c.odd {
+			must(t, syscall.Mkfifo(d.Upper+"/fifo", 0o600))
+		}
+		must(t, s.Commit(ctx, "b", "a"))
+		s.mu.Lock()
+		var dirs []uint64
+		for _, l := range s.layers {
+			dirs = append(dirs, l.rec.Dir)
+		}
+		s.mu.Unlock()
+		if done, err := s.syncFew(dirs); err != nil || done != c.want {
+			t.Errorf("%s: %v %v, want %v", name, done, err, c.want)
+		}
+		if done, err := s.syncFew(append(dirs, 12345)); err != nil || done {
+			t.Errorf("%s: a layer that is gone: %v %v", name, done, err)
+		}
+		must(t, s.Sync(ctx), s.Close())
 	}
 }
