@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	containertypes "github.com/moby/moby/api/types/container"
 
@@ -84,7 +85,7 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 	s.containers, err = container.New(container.Options{
 		Root: filepath.Join(c.dataRoot, "containers"), ExecRoot: c.execRoot, DB: s.db, Snapshots: s.snapshots, Images: s.images,
 		Networks: s.networks, Volumes: s.volumes, Monitor: s.monitor, Events: bus, Logger: part("container"),
-		Defaults: defaults(c, m), CgroupOptions: cgroup.Options{Systemd: c.systemdCgroups()}, CDIDirs: c.cdiDirs,
+		Defaults: defaults(c, m), CgroupOptions: cgroup.Options{Systemd: c.systemdCgroups()}, CDIDirs: c.cdiDirs, Socket: socketOf(c.hosts),
 	})
 	if err != nil {
 		return s, err
@@ -102,6 +103,16 @@ func wire(ctx context.Context, c *config, m *machine, log *slog.Logger) (s *serv
 		Events: bus, Engine: engineInfo(c, m), Hosts: c.apiHosts, Logger: part("api"),
 	})
 	return s, nil
+}
+
+// socketOf is the first Unix socket among the addresses.
+func socketOf(hosts []string) string {
+	for _, h := range hosts {
+		if p, ok := strings.CutPrefix(h, "unix://"); ok {
+			return p
+		}
+	}
+	return ""
 }
 
 // close ends the services in reverse. Containers run on.

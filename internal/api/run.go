@@ -38,6 +38,7 @@ type RunRequest struct {
 	Detach     bool            `json:"detach,omitempty"`
 	TTYSize    [2]uint16       `json:"ttySize,omitzero"` // width, height
 	DetachKeys string          `json:"detachKeys,omitempty"`
+	Files      []byte          `json:"files,omitempty"` // archive that is unpacked at / before the start
 }
 
 // ExecRequest creates, attaches to, starts and waits for a process in a

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,7 +63,9 @@ func setupRun(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 			body.HostConfig.ContainerIDFile = c.cidfile
 		}
 		if c.useAPISocket {
-			body.HostConfig.Binds = append(body.HostConfig.Binds, strings.TrimPrefix(e.host, "unix://")+":/var/run/docker.sock")
+			if r.Files, err = e.shareAPI(body); err != nil {
+				return err
+			}
 		}
 		if c.pull == "always" {
 			if err := e.pull(ctx, args[0], c.platform, c.quiet, e.err); err != nil {
@@ -243,6 +246,12 @@ func setupCreate(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 				return err
 			}
 		}
+		var files []byte
+		if c.useAPISocket {
+			if files, err = e.shareAPI(body); err != nil {
+				return err
+			}
+		}
 		q := url.Values{}
 		if c.name != "" {
 			q.Set("name", c.name)
@@ -263,6 +272,14 @@ func setupCreate(e *env, f *pflag.FlagSet) func(context.Context, []string) error
 		}
 		if err != nil {
 			return err
+		}
+		if files != nil {
+			put := api.Request{Method: "PUT", Path: "/containers/" + made.ID + "/archive", Query: url.Values{"path": {"/"}}, Body: bytes.NewReader(files)}
+			resp, err := e.do(ctx, put)
+			if err != nil {
+				return err
+			}
+			resp.Body.Close()
 		}
 		for _, w := range made.Warnings {
 			fmt.Fprintf(e.err, "warning: %s\n", w)

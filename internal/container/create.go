@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -113,6 +114,10 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 	s.emit(c, "create", nil)
 	return rec.ID, warnings, nil
 }
+
+// dockerSockets are where clients expect the socket of the engine that runs
+// their container, whatever engine that is.
+var dockerSockets = []string{"/var/run/docker.sock", "/run/docker.sock"}
 
 // settle brings the request into normal form: with the image's configuration,
 // the engine's defaults, and the IDs of other containers it refers to.
@@ -365,6 +370,13 @@ func (s *Service) planAllMounts(rec *Record) ([]Mount, error) {
 	mounts, err := planMounts(rec.Config, rec.HostConfig, inherited)
 	if err != nil {
 		return nil, err
+	}
+	for i := range mounts {
+		if m := &mounts[i]; m.Type == mount.TypeBind && s.o.Socket != "" && slices.Contains(dockerSockets, m.Source) {
+			if _, err := os.Stat(m.Source); errors.Is(err, os.ErrNotExist) {
+				m.Source = s.o.Socket
+			}
+		}
 	}
 	return mounts, settlePropagation(mounts, filepath.Dir(s.o.Root))
 }

@@ -90,7 +90,10 @@ type Options struct {
 	CgroupOptions cgroup.Options
 	// CDIDirs are where device specifications are, the later ones winning.
 	CDIDirs []string
-	Logger  *slog.Logger
+	// Socket is the engine's own, which a container gets for Docker's where there
+	// is none of Docker's; "" = it has none.
+	Socket string
+	Logger *slog.Logger
 }
 
 // Service keeps all containers of an engine.

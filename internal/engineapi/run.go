@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -62,6 +63,12 @@ func (r *running) serve(ctx context.Context) {
 	r.send(api.RunEvent{ID: id})
 	for _, w := range warnings {
 		r.send(api.RunEvent{Warning: w})
+	}
+	if len(r.q.Files) > 0 {
+		if err := cs.ExtractPath(ctx, id, "/", container.ExtractOptions{}, bytes.NewReader(r.q.Files)); err != nil {
+			r.fail(err)
+			return
+		}
 	}
 	if r.q.TTYSize[0] > 0 && r.q.TTYSize[1] > 0 && r.create.Config.Tty {
 		r.create.HostConfig.ConsoleSize = [2]uint{uint(r.q.TTYSize[1]), uint(r.q.TTYSize[0])}

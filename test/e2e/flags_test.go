@@ -434,3 +434,33 @@ func command(t *testing.T, args ...string) {
 		t.Fatalf("%v: %v\n%s", args, err, out)
 	}
 }
+
+// A container with --use-api-socket has the engine's socket, where Docker's would
+// be, and the client's credentials; so has one that binds Docker's where there is
+// no Docker.
+func TestAPISocket(t *testing.T) {
+	e := newEngine(t)
+	e.busybox()
+	write(t, e.dir, map[string]string{"config/config.json": `{"auths": {"registry.example": {"auth": "dTpw"}}}`})
+	const script = `test -S /var/run/docker.sock && cat $DOCKER_CONFIG/config.json && stat -c %a $DOCKER_CONFIG/config.json`
+	check := func(how, got string) {
+		t.Helper()
+		if !strings.Contains(got, `"registry.example"`) || !strings.Contains(got, `"dTpw"`) || !strings.HasSuffix(got, "600") {
+			t.Errorf("%s: %q", how, got)
+		}
+	}
+	check("run", e.do("run", "--rm", "--use-api-socket", "busybox", "sh", "-c", script))
+	id := e.do("create", "--use-api-socket", "busybox", "sh", "-c", script)
+	check("create", e.do("start", "-a", id))
+	equal(t, e.do("run", "--rm", "--use-api-socket", "-e", "DOCKER_CONFIG=/own", "busybox", "sh", "-c", "echo $DOCKER_CONFIG; test -e /run/secrets || echo none"), "/own\nnone")
+	if _, err := os.Lstat("/var/run/docker.sock"); err == nil {
+		t.Log("Docker is here: its socket is bound as it is")
+		return
+	}
+	for _, flag := range []string{"-v=/var/run/docker.sock:/s:ro", "--mount=type=bind,src=/run/docker.sock,dst=/s"} {
+		equal(t, e.do("run", "--rm", flag, "busybox", "sh", "-c", "test -S /s && echo socket"), "socket")
+	}
+	if _, err := os.Lstat("/var/run/docker.sock"); err == nil {
+		t.Error("a bind of Docker's socket made it on the host")
+	}
+}
