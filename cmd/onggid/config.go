@@ -526,10 +526,11 @@ func invalid(format string, args ...any) error {
 
 // check refuses settings that cannot work together, and fills in the rest.
 func (c *config) check() error {
-	if len(c.cdiDirs) == 0 {
+	if c.cdiDirs == nil {
 		c.cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
-	// As in dockerd, no devices are looked for in "", nor with the feature off.
+	// As in dockerd, no devices are looked for in "", by an empty list, nor with
+	// the feature off.
 	c.cdiDirs = slices.DeleteFunc(c.cdiDirs, func(d string) bool { return d == "" })
 	if on, said := c.features["cdi"]; said && !on {
 		c.cdiDirs = nil

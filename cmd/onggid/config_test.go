@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +120,21 @@ func TestConfigurationFile(t *testing.T) {
 	}
 	if _, err := parse([]string{"--config-file", "/nonexistent/x.json"}); err == nil {
 		t.Error("a missing file that was asked for was accepted")
+	}
+}
+
+func TestCDIDirectories(t *testing.T) {
+	for text, want := range map[string]string{
+		`{}`:                         "[/etc/cdi /var/run/cdi]",
+		`{"cdi-spec-dirs":["/a"]}`:   "[/a]",
+		`{"cdi-spec-dirs":[]}`:       "[]",
+		`{"cdi-spec-dirs":[""]}`:     "[]",
+		`{"features":{"cdi":false}}`: "[]",
+		`{"features":{"cdi":true}}`:  "[/etc/cdi /var/run/cdi]",
+	} {
+		if c, err := parse([]string{"--config-file", file(t, text)}); err != nil || fmt.Sprint(c.cdiDirs) != want {
+			t.Errorf("%s: %v, %v", text, c.cdiDirs, err)
+		}
 	}
 }
 

@@ -109,7 +109,8 @@ func setupInfo(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 			KernelVersion, OperatingSystem, OSType, Architecture, Name, ID, DockerRootDir    string
 			DefaultRuntime                                                                   string
 			MemTotal                                                                         int64
-			SecurityOptions, Warnings                                                        []string
+			SecurityOptions, Warnings, CDISpecDirs                                           []string
+			DiscoveredDevices                                                                []struct{ Source, ID string }
 			Runtimes                                                                         map[string]any
 		}
 		if err := json.Unmarshal(raw, &i); err != nil {
@@ -117,12 +118,24 @@ func setupInfo(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		fmt.Fprintf(e.out, "Client:\n Version:    %s\n\nServer:\n Containers: %d\n  Running: %d\n  Paused: %d\n  Stopped: %d\n Images: %d\n Server Version: %s\n Storage Driver: %s\n Logging Driver: %s\n Cgroup Driver: %s\n Cgroup Version: %s\n",
 			Version, i.Containers, i.ContainersRunning, i.ContainersPaused, i.ContainersStopped, i.Images, i.ServerVersion, i.Driver, i.LoggingDriver, i.CgroupDriver, i.CgroupVersion)
-		if len(i.SecurityOptions) > 0 {
-			fmt.Fprintln(e.out, " Security Options:")
-			for _, s := range i.SecurityOptions {
-				fmt.Fprintf(e.out, "  %s\n", strings.TrimPrefix(s, "name="))
+		list := func(head string, lines []string) {
+			for k, l := range lines {
+				if k == 0 {
+					fmt.Fprintf(e.out, " %s:\n", head)
+				}
+				fmt.Fprintf(e.out, "  %s\n", l)
 			}
 		}
+		var devices []string
+		for _, d := range i.DiscoveredDevices {
+			devices = append(devices, d.Source+": "+d.ID)
+		}
+		list("CDI spec directories", i.CDISpecDirs)
+		list("Discovered Devices", devices)
+		for k, o := range i.SecurityOptions {
+			i.SecurityOptions[k] = strings.TrimPrefix(o, "name=")
+		}
+		list("Security Options", i.SecurityOptions)
 		fmt.Fprintf(e.out, " Kernel Version: %s\n Operating System: %s\n OSType: %s\n Architecture: %s\n CPUs: %d\n Total Memory: %s\n Name: %s\n ID: %s\n Root Dir: %s\n",
 			i.KernelVersion, i.OperatingSystem, i.OSType, i.Architecture, i.NCPU, binarySize(uint64(i.MemTotal)), i.Name, i.ID, i.DockerRootDir)
 		for _, w := range i.Warnings {

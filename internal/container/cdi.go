@@ -115,6 +115,9 @@ func (s *Service) addDevices(in *specInput) error {
 	if len(names) == 0 {
 		return nil
 	}
+	if len(s.o.CDIDirs) == 0 {
+		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "could not select device driver %q: CDI is switched off", "cdi"), "let cdi-spec-dirs name a directory in the engine's configuration")
+	}
 	edits := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
 	if _, err := c.InjectDevices(edits, names...); err != nil {
 		err = errdefs.Newf(errdefs.Invalid, "", "", "CDI device injection failed: %w", err)

@@ -352,6 +352,9 @@ func refusedFlags(e *engine) {
 	} else {
 		e.refuse(125, []string{"parent groups real-time"}, "run", "--rm", "--cpu-rt-period", "1000000", "--cpu-rt-runtime", "95000", "busybox", "true")
 	}
+	if info := e.do("info"); !strings.Contains(info, "/cdi\n") || !strings.Contains(info, "\n  cdi: example.org/dev=one\n") {
+		e.t.Errorf("info tells nothing of CDI:\n%s", info)
+	}
 	e.refuse(125, []string{"unresolvable CDI devices"}, "run", "--rm", "--device", "example.org/dev=two", "busybox", "true")
 	e.refuse(125, []string{"could not select device driver", "[[gpu tea]]"}, "run", "--rm", "--gpus", "capabilities=tea", "busybox", "true")
 	e.refuse(1, []string{"bind source path does not exist: /nowhere"}, "create", "--mount", "type=bind,source=/nowhere,target=/x", "busybox")
