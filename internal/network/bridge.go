@@ -321,6 +321,7 @@ func (s *Service) ruleOf(n *live) nft.Network {
 	for i := range n.segments {
 		x.Segments = append(x.Segments, n.segmentName(i+1))
 	}
+	x.Routing = segmentsRoute()
 	s.mu.Unlock()
 	for _, p := range n.IPAM {
 		i := familyIndex(p.Subnet.Addr())

@@ -81,9 +81,7 @@ func (s *Service) segment(n *live, i int) (index int, err error) {
 		if err := linux.SetNetSysctl("ipv4/conf/"+n.segmentName(k)+"/arp_ignore", "8"); err != nil {
 			return 0, err
 		}
-		if hasIPv6() {
-			linux.SetNetSysctl("ipv6/conf/"+n.segmentName(k)+"/disable_ipv6", "1")
-		}
+		letRoute(n.segmentName(k), n.EnableIPv6)
 		s.mu.Lock()
 		n.segments = append(n.segments, index)
 		s.mu.Unlock()
@@ -92,6 +90,27 @@ func (s *Service) segment(n *live, i int) (index int, err error) {
 		}
 	}
 	return n.segments[i-1], nil
+}
+
+// segmentsRoute reports whether the host can take packets on a segment from
+// addresses that are behind the first bridge, unless the kernel is told to be
+// strict about that on all interfaces.
+func segmentsRoute() bool {
+	data, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/rp_filter")
+	return err == nil && strings.TrimSpace(string(data)) != "1"
+}
+
+// letRoute prepares a segment's bridge for what is redirected on it.
+func letRoute(name string, v6 bool) {
+	linux.SetNetSysctl("ipv4/conf/"+name+"/rp_filter", "0")
+	if !hasIPv6() {
+		return
+	}
+	for _, kv := range [][2]string{{"disable_ipv6", "1"}, {"accept_ra", "0"}, {"addr_gen_mode", "1"}, {"disable_ipv6", "0"}} {
+		if v6 || kv[1] != "0" {
+			linux.SetNetSysctl("ipv6/conf/"+name+"/"+kv[0], kv[1])
+		}
+	}
 }
 
 // rememberNeighbours lets the kernel know that many addresses of containers: its

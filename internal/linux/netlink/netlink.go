@@ -102,10 +102,14 @@ func BridgeAddrs(name string) (out []netip.Prefix, err error) {
 // MaxPorts is how many ports a bridge of Linux has (BR_MAX_PORTS less one).
 const MaxPorts = 1023
 
+// dummy is an address that nobody has (RFC 7600): an interface without any takes
+// no packets from addresses behind others where rp_filter is 2.
+var dummy = netip.MustParsePrefix("192.0.0.8/32")
+
 // ExtendBridge makes a further bridge and plugs it into the first, so that both
 // are one network. link begins the names of the cable's ends.
 func ExtendBridge(first int, name, link string, mtu int) (index int, err error) {
-	index, err = EnsureBridge(Bridge{Name: name, MTU: mtu})
+	index, err = EnsureBridge(Bridge{Name: name, Gateways: []netip.Prefix{dummy}, MTU: mtu})
 	if err != nil {
 		return 0, err
 	}

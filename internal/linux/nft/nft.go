@@ -58,6 +58,7 @@ type Subnet struct {
 type Network struct {
 	Bridge   string
 	Segments []string // further bridges that are plugged into it
+	Routing  bool     // the host takes packets to itself on those, too
 	Subnets  []Subnet
 	Internal bool     // no way in or out
 	NoICC    bool     // its containers do not reach each other

@@ -147,6 +147,10 @@ func toLocal() []expr.Any {
 	return []expr.Any{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, eq(1, binaryutil.NativeEndian.PutUint32(2))}
 }
 
+func notToLocal() []expr.Any {
+	return []expr.Any{toLocal()[0], neq(1, binaryutil.NativeEndian.PutUint32(2))}
+}
+
 // conntrack matches connections that have a bit.
 func conntrack(key expr.CtKey, bits uint32) []expr.Any {
 	return []expr.Any{&expr.Ct{Key: key, Register: 1},
@@ -252,10 +256,22 @@ func (b *ruleset) raw(nets []Network) {
 	raw := b.base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	b.rule(raw, inFrom("lo"), verdict(expr.VerdictReturn))
 	// Where bridges pass their packets to us, those on a segment are seen again on
-	// the first bridge: they are judged and translated there.
+	// the first bridge: they are judged and translated there. What goes to the host
+	// may be redirected at once, since that is routed; on the first bridge it would
+	// stay there, and a bridge sends nothing back by the cable that it came from.
+	// The name server listens on the first bridge only.
+	onward := append([]expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept)...)
 	for _, n := range nets {
 		for _, name := range n.Segments {
-			b.rule(raw, inFrom(name), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
+			if !n.Routing {
+				b.rule(raw, inFrom(name), onward)
+				continue
+			}
+			b.rule(raw, inFrom(name), notToLocal(), onward)
+			for _, s := range n.Subnets {
+				f := familyOf(s.Prefix.Addr())
+				b.rule(raw, inFrom(name), f.addrIn(f.daddrOff, s.Prefix), []expr.Any{destPort(1), eq(1, []byte{0, 53})}, onward)
+			}
 		}
 	}
 	// Loopback addresses are routed to containers, for ports published there:
