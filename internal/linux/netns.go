@@ -1,7 +1,9 @@
 package linux
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -80,6 +82,15 @@ func SetNetSysctl(path, value string) error {
 func NetSysctl(path string) (string, error) {
 	data, err := os.ReadFile("/proc/sys/net/" + path)
 	return strings.TrimSpace(string(data)), err
+}
+
+// LoadModule asks modprobe to load a module of the kernel.
+func LoadModule(name string) error {
+	out, err := exec.Command("modprobe", name).CombinedOutput()
+	if text := strings.TrimSpace(string(out)); err != nil && text != "" {
+		err = fmt.Errorf("%w: %s", err, text)
+	}
+	return err
 }
 
 // OnDevice is the Control function of a net.ListenConfig whose sockets hear only

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/netlink"
 	"github.com/onggi/onggi/internal/linux/nft"
@@ -197,8 +198,15 @@ func (s *Service) upBridge(n *live) error {
 	if err != nil {
 		return err
 	}
-	if n.settings().noICC && seesBridges() {
-		netlink.FilterBridge(n.bridge())
+	if n.settings().noICC {
+		if !seesBridges() { // links need it
+			if err := linux.LoadModule("br_netfilter"); err != nil {
+				s.log.Info("the kernel's module br_netfilter was not loaded: on networks whose containers do not reach each other, links open nothing", "network", n.Name, "error", err)
+			}
+		}
+		if seesBridges() {
+			netlink.FilterBridge(n.bridge())
+		}
 	}
 	s.forwarding(n)
 	ns := s.bridgeNames(n)
@@ -273,13 +281,28 @@ func (s *Service) forwarding(n *live) {
 	}
 }
 
+// openable refuses links that nothing can open: between the ports of a bridge
+// that keeps them apart itself.
+func (s *Service) openable(b *sandbox) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range b.Request.Links {
+		for _, n := range s.nets {
+			if target := s.sandboxes[l.Target]; target != nil && n.Driver == "bridge" && b.on(n.ID) >= 0 && target.on(n.ID) >= 0 && n.settings().noICC && !seesBridges() {
+				return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "link", b.object(), "on the network %s containers do not reach each other, and the kernel opens links between them only with the module br_netfilter", n.Name),
+					"modprobe br_netfilter, sysctl net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1 and restart the engine; or a network without the option "+optionICC+"=false")
+			}
+		}
+	}
+	return nil
+}
+
 // seesBridges reports whether packets between ports of a bridge pass the rules.
 // Then those keep containers apart; else the bridge does, which would also stop
 // what goes to a neighbour's published port where it is redirected on the bridge.
 func seesBridges() bool {
 	for _, f := range []string{"iptables", "ip6tables"} {
-		data, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + f)
-		if err != nil || strings.TrimSpace(string(data)) != "1" {
+		if on, err := linux.NetSysctl("bridge/bridge-nf-call-" + f); err != nil || on != "1" {
 			return false
 		}
 	}

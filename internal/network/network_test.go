@@ -219,6 +219,9 @@ func TestPublishedPortsAndIsolation(t *testing.T) {
 // and nothing else.
 func TestLinksWithoutICC(t *testing.T) {
 	s := service(t, t.TempDir(), Options{NoICC: true, IPv6: true})
+	if !seesBridges() {
+		t.Skip("the kernel has no br_netfilter")
+	}
 	id := func(name string) string { return fmt.Sprintf("%064s", name) }
 	web := func() (Sandbox, *os.File) {
 		return attach(t, s, "web", func(r *SandboxRequest) { r.Exposed = []PortRequest{{Port: 80, Proto: "tcp"}} })
@@ -230,10 +233,7 @@ func TestLinksWithoutICC(t *testing.T) {
 		r.Links = []Link{{Target: id("web"), Alias: "a"}, {Target: id("web"), Alias: "b"}}
 	})
 	_, other := attach(t, s, "other", nil)
-	want := "web"
-	if !seesBridges() { // the bridge itself keeps them apart, and knows no ports
-		want = "no"
-	}
+	const want = "web"
 	check := func(want string) {
 		t.Helper()
 		for _, a := range []netip.Prefix{box.Endpoints[0].IPv4, box.Endpoints[0].IPv6} {
@@ -259,6 +259,25 @@ func TestLinksWithoutICC(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("no")
+	// Where the bridge itself keeps them apart, nothing can be opened.
+	if err := linux.SetNetSysctl("bridge/bridge-nf-call-iptables", "0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { linux.SetNetSysctl("bridge/bridge-nf-call-iptables", "1") })
+	_, err := s.Attach(ctx, SandboxRequest{ContainerID: id("late"), Name: "late", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "bridge"}}, Links: []Link{{Target: id("web"), Alias: "a"}}})
+	if !errdefs.Is(err, errdefs.Unsupported) || !strings.Contains(err.Error(), "br_netfilter") {
+		t.Errorf("a link that nothing can open: %v", err)
+	}
+	// The module is loaded where it is missing.
+	bin := t.TempDir()
+	script := "#!/bin/sh\ntest $1 = br_netfilter && echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables\n"
+	if err := os.WriteFile(filepath.Join(bin, "modprobe"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	if _, err := s.Create(ctx, CreateRequest{Name: "loads", Options: map[string]string{optionICC: "false"}}); err != nil || !seesBridges() {
+		t.Errorf("the module was not loaded: %v", err)
+	}
 }
 
 // A subnet that somebody took while the bridge was away is not taken back.

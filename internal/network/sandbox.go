@@ -145,6 +145,9 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 		}
 		nets = append(nets, n)
 	}
+	if err := s.openable(b); err != nil {
+		return out, err
+	}
 	s.mu.Lock()
 	s.routeLocked(b)
 	eps := slices.Clone(b.Endpoints)
