@@ -1,12 +1,9 @@
 package linux
 
 import (
-	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -52,16 +49,15 @@ func InNetNS(ns *os.File, f func() error) error {
 // VisitNetNS calls f in the network namespace, on the caller's thread. It is for
 // a few system calls: unlike InNetNS it costs no thread.
 func VisitNetNS(ns *os.File, f func() error) error {
-	home, err := homeNetNS()
-	if err != nil {
-		return err
+	if homeError != nil {
+		return homeError
 	}
 	runtime.LockOSThread()
 	if err := unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return os.NewSyscallError("setns", err)
 	}
-	err = f()
+	err := f()
 	if back := unix.Setns(int(RawFD(home)), unix.CLONE_NEWNET); back != nil {
 		return os.NewSyscallError("setns", back) // still locked: the thread ends with its goroutine
 	}
@@ -70,8 +66,10 @@ func VisitNetNS(ns *os.File, f func() error) error {
 	return err
 }
 
-// homeNetNS is the namespace that the process was started in.
-var homeNetNS = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/self/ns/net") })
+// home is the namespace that the process was started in. It is opened at the
+// start: /proc/self is the first thread, which InNetNS may leave elsewhere, as
+// any other.
+var home, homeError = os.Open("/proc/self/ns/net")
 
 // SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
 func SetNetSysctl(path, value string) error {
@@ -82,15 +80,6 @@ func SetNetSysctl(path, value string) error {
 func NetSysctl(path string) (string, error) {
 	data, err := os.ReadFile("/proc/sys/net/" + path)
 	return strings.TrimSpace(string(data)), err
-}
-
-// LoadModule asks modprobe to load a module of the kernel.
-func LoadModule(name string) error {
-	out, err := exec.Command("modprobe", name).CombinedOutput()
-	if text := strings.TrimSpace(string(out)); err != nil && text != "" {
-		err = fmt.Errorf("%w: %s", err, text)
-	}
-	return err
 }
 
 // OnDevice is the Control function of a net.ListenConfig whose sockets hear only
