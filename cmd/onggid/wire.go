@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -146,7 +147,7 @@ func networkOptions(c *config, db *metadb.DB, bus *events.Bus, log *slog.Logger)
 	o := network.Options{
 		DB: db, ExecRoot: c.execRoot, BridgeName: c.bridgeName, BIP: c.bip, BIP6: c.bip6, FixedCIDR: c.fixedCIDR, FixedCIDR6: c.fixedCIDR6, MTU: c.mtu, IPv6: c.ipv6, NoICC: !c.icc,
 		DNS: c.dns, DNSSearch: c.dnsSearch, DNSOptions: c.dnsOptions, PublishIP: c.publishIP, Logger: log, Ending: c.cleanup,
-		Events: bus, Defaults: c.networkOpts,
+		Events: bus, Defaults: c.networkOpts, LoadModule: func(name string) error { return exec.Command("modprobe", name).Run() },
 	}
 	switch c.bridge {
 	case "":

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -82,6 +83,10 @@ func networkSummary(n network.Network) networktypes.Summary {
 	}
 	if v.Options == nil {
 		v.Options = map[string]string{}
+	}
+	if n.Problem != "" {
+		v.Options = maps.Clone(v.Options)
+		v.Options["com.onggi.network.problem"] = n.Problem
 	}
 	if v.Labels == nil {
 		v.Labels = map[string]string{}

@@ -180,6 +180,54 @@ func (s *Service) up(n *live) error {
 	return nil
 }
 
+// raise brings a network up that has a record, unless somebody else got its subnet
+// while its bridge was away.
+func (s *Service) raise(n *live) error {
+	n.raising.Lock()
+	defer n.raising.Unlock()
+	if n.Driver != "bridge" {
+		return s.up(n)
+	}
+	if n.index != 0 {
+		return nil
+	}
+	links, err := netlink.Links(n.bridge())
+	problem := s.contested(n)
+	if problem == nil || err == nil && slices.Contains(links, n.bridge()) { // containers may be on it
+		if err := s.up(n); err != nil {
+			problem = err
+		}
+	}
+	s.mu.Lock()
+	n.problem = problem
+	s.mu.Unlock()
+	return problem
+}
+
+// contested reports that an interface or a route of the host's has the network's
+// subnet, or a part of it.
+func (s *Service) contested(n *live) error {
+	if n.Name == "bridge" || n.Options[optionForeign] == "true" {
+		return nil
+	}
+	uses, err := netlink.Uses()
+	if err != nil {
+		return err
+	}
+	for _, a := range n.hostAddrs() {
+		for _, u := range uses {
+			if u.Prefix.Bits() < a.Bits() || u.Prefix.IsSingleIP() || !a.Overlaps(u.Prefix) {
+				continue
+			}
+			if name := netlink.LinkName(u.Link); name != n.bridge() {
+				return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "use", object(n.Name), "its subnet %s is not free: the interface %s has %s", a.Masked(), name, u.Prefix),
+					"free it (ip addr, ip route), or onggi network rm "+n.Name+" and onggi network create it with another --subnet")
+			}
+		}
+	}
+	return nil
+}
+
 // down removes it.
 func (s *Service) down(n *live) error {
 	switch {
@@ -200,7 +248,7 @@ func (s *Service) upBridge(n *live) error {
 	}
 	if n.settings().noICC {
 		if !seesBridges() { // links need it
-			if err := linux.LoadModule("br_netfilter"); err != nil {
+			if err := s.o.LoadModule("br_netfilter"); err != nil {
 				s.log.Info("the kernel's module br_netfilter was not loaded: on networks whose containers do not reach each other, links open nothing", "network", n.Name, "error", err)
 			}
 		}

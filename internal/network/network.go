@@ -78,8 +78,9 @@ type Options struct {
 	PublishIP                  string // default address of published ports
 	Logger                     *slog.Logger
 	Pools                      []AddressPool
-	ResolvConf                 string // of the host; "" = /etc/resolv.conf
-	Ending                     bool   // only Cleanup will follow: no network is made or changed
+	LoadModule                 func(name string) error // modprobe
+	ResolvConf                 string                  // of the host; "" = /etc/resolv.conf
+	Ending                     bool                    // only Cleanup will follow: no network is made or changed
 	Events                     *events.Bus
 	Defaults                   map[string]map[string]string // options of new networks, by driver
 }
@@ -117,6 +118,7 @@ type Network struct {
 	ParentMade                                   bool              `json:",omitempty"` // its parent interface is ours to remove
 	ConfigOnly                                   bool              `json:",omitempty"` // it only lends its settings to others
 	ConfigFrom                                   string            `json:",omitempty"`
+	Problem                                      string            `json:"-"` // why it is not as it should be; "" = it is
 }
 
 // live is a network with what it has in the kernel.
@@ -126,6 +128,8 @@ type live struct {
 	dns   *nameServer
 	bound []netip.AddrPort // where the name server listens
 
+	raising   sync.Mutex // held while the network is brought up
+	problem   error      // why it is not as it should be; guarded by the service's mu
 	extending sync.Mutex // held while a segment is made
 	segments  []int      // further bridges, by index; written under extending and the service's mu
 }
@@ -153,6 +157,9 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	}
 	if o.BridgeName == "" {
 		o.BridgeName = bridgeName(o.ExecRoot)
+	}
+	if o.LoadModule == nil {
+		o.LoadModule = func(string) error { return errors.ErrUnsupported }
 	}
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
@@ -255,8 +262,8 @@ func (s *Service) defaults(ctx context.Context) error {
 		if n.index != 0 {
 			continue
 		}
-		if err := s.up(n); err != nil {
-			s.log.Error("network is not usable", "network", n.Name, "error", err)
+		if err := s.raise(n); err != nil {
+			s.log.Error("network is not usable", "network", n.Name, "error", err, "try", errdefs.HintOf(err))
 		}
 	}
 	if err := s.syncRules(); err != nil {
@@ -524,7 +531,17 @@ func (s *Service) Get(nameOrID string) (Network, error) {
 	if err != nil {
 		return Network{}, err
 	}
-	return n.Network, nil
+	return s.describeNetwork(n), nil
+}
+
+func (s *Service) describeNetwork(n *live) Network {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := n.Network
+	if n.problem != nil {
+		out.Problem = n.problem.Error()
+	}
+	return out
 }
 
 // List describes the networks that match filters: driver, id, name, label,
@@ -538,7 +555,7 @@ func (s *Service) List(filters map[string][]string) ([]Network, error) {
 	var out []Network
 	for _, n := range s.list() {
 		if s.matches(n, filters) {
-			out = append(out, n.Network)
+			out = append(out, s.describeNetwork(n))
 		}
 	}
 	return out, nil

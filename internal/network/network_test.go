@@ -269,12 +269,7 @@ func TestLinksWithoutICC(t *testing.T) {
 		t.Errorf("a link that nothing can open: %v", err)
 	}
 	// The module is loaded where it is missing.
-	bin := t.TempDir()
-	script := "#!/bin/sh\ntest $1 = br_netfilter && echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables\n"
-	if err := os.WriteFile(filepath.Join(bin, "modprobe"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	s.o.LoadModule = func(name string) error { return linux.SetNetSysctl("bridge/bridge-nf-call-iptables", "1") }
 	if _, err := s.Create(ctx, CreateRequest{Name: "loads", Options: map[string]string{optionICC: "false"}}); err != nil || !seesBridges() {
 		t.Errorf("the module was not loaded: %v", err)
 	}
@@ -302,6 +297,71 @@ func TestDefaultSubnetTaken(t *testing.T) {
 	t.Cleanup(func() { again.Cleanup(ctx) })
 	if n := again.byName("bridge"); n.IPAM[0].Subnet.Overlaps(old.Subnet) || n.index == 0 {
 		t.Errorf("%+v", n.Network)
+	}
+}
+
+// A network whose subnet somebody took while its bridge was away is told of, and
+// is there again once the subnet is free.
+func TestSubnetTaken(t *testing.T) {
+	s := service(t, t.TempDir(), Options{})
+	if _, err := s.Create(ctx, CreateRequest{Name: "mine", IPAM: []Pool{{Subnet: netip.MustParsePrefix("10.201.1.0/24")}}}); err != nil {
+		t.Fatal(err)
+	}
+	restart := func() {
+		t.Helper()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if s, err = Open(ctx, s.o); err != nil {
+			t.Fatal(err)
+		}
+		last := s
+		t.Cleanup(func() { last.Cleanup(ctx) })
+	}
+	problem := func() string {
+		n, _ := s.Get("mine")
+		return n.Problem
+	}
+	start := func() error {
+		_, err := s.Attach(ctx, SandboxRequest{ContainerID: fmt.Sprintf("%064s", "c"), Name: "c", NetNS: netns(t), Endpoints: []EndpointRequest{{Network: "mine"}}})
+		return err
+	}
+	take := func(addr string) {
+		t.Helper()
+		if _, err := netlink.EnsureBridge(netlink.Bridge{Name: "somebody", Gateways: []netip.Prefix{netip.MustParsePrefix(addr)}}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { netlink.RemoveLink("somebody") })
+	}
+	take("10.201.0.1/16") // a larger one is no harm: the smaller wins
+	if err := netlink.RemoveLink(s.byName("mine").bridge()); err != nil {
+		t.Fatal(err)
+	}
+	restart()
+	if p := problem(); p != "" {
+		t.Errorf("with a larger subnet beside: %s", p)
+	}
+	take("10.201.1.129/25")
+	restart() // its bridge is there, and stays
+	if p := problem(); !strings.Contains(p, "somebody") || s.byName("mine").index == 0 {
+		t.Errorf("taken while the bridge is there: %q", p)
+	}
+	if err := netlink.RemoveLink(s.byName("mine").bridge()); err != nil {
+		t.Fatal(err)
+	}
+	restart()
+	if err := start(); !errdefs.Is(err, errdefs.Conflict) || !strings.Contains(err.Error(), "the interface somebody has 10.201.1.128/25") || !strings.Contains(errdefs.HintOf(err), "network rm mine") {
+		t.Errorf("start: %v", err)
+	}
+	if p := problem(); !strings.Contains(p, "somebody") {
+		t.Errorf("taken: %q", p)
+	}
+	if err := netlink.RemoveLink("somebody"); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(); err != nil || problem() != "" {
+		t.Errorf("free again: %v, %q", err, problem())
 	}
 }
 

@@ -138,6 +138,9 @@ func (s *Service) Attach(ctx context.Context, r SandboxRequest) (out Sandbox, er
 		}
 		n, err := s.find(q.Network)
 		if err == nil {
+			err = s.usable(n)
+		}
+		if err == nil {
 			err = s.reserveEndpoint(n, q, b, r.Endpoints)
 		}
 		if err != nil {
@@ -208,6 +211,20 @@ func (s *Service) Sandbox(containerID string) (Sandbox, bool) {
 
 // reserveEndpoint gives a container a place on a network. all are the requests
 // that come with this one.
+// usable brings a network up that could not be when the engine started.
+func (s *Service) usable(n *live) error {
+	s.mu.Lock()
+	down := n.Driver == "bridge" && n.index == 0
+	s.mu.Unlock()
+	if !down {
+		return nil
+	}
+	if err := s.raise(n); err != nil {
+		return err
+	}
+	return s.syncRules()
+}
+
 func (s *Service) reserveEndpoint(n *live, q EndpointRequest, b *sandbox, all []EndpointRequest) error {
 	what := b.object() + " to " + object(n.Name)
 	ep := Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: slices.Clone(q.Aliases), Links: slices.Clone(q.Links), GwPriority: q.GwPriority}

@@ -437,16 +437,31 @@ func LoopbackUp(ns *os.File) error {
 }
 
 // Taken lists the prefixes that the host's addresses and routes use.
-func Taken() ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	add := func(n *net.IPNet) {
+func Taken() (out []netip.Prefix, err error) {
+	uses, err := Uses()
+	for _, u := range uses {
+		out = append(out, u.Prefix)
+	}
+	return out, err
+}
+
+// A Use is a prefix that an address or a route of the host's uses.
+type Use struct {
+	Prefix netip.Prefix
+	Link   int // index of the interface; 0 = none
+}
+
+// Uses lists them.
+func Uses() ([]Use, error) {
+	var out []Use
+	add := func(n *net.IPNet, link int) {
 		if n == nil {
 			return
 		}
 		if a, ok := netip.AddrFromSlice(n.IP); ok {
 			ones, _ := n.Mask.Size()
 			if ones > 0 {
-				out = append(out, netip.PrefixFrom(a.Unmap(), ones).Masked())
+				out = append(out, Use{netip.PrefixFrom(a.Unmap(), ones).Masked(), link})
 			}
 		}
 	}
@@ -455,16 +470,24 @@ func Taken() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		add(r.Dst)
+		add(r.Dst, r.LinkIndex)
 	}
 	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		add(a.IPNet)
+		add(a.IPNet, a.LinkIndex)
 	}
 	return out, nil
+}
+
+// LinkName is the name of an interface, "" where it is gone.
+func LinkName(index int) string {
+	if l, err := netlink.LinkByIndex(index); err == nil {
+		return l.Attrs().Name
+	}
+	return ""
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
