@@ -252,10 +252,10 @@ func TestGatewayModes(t *testing.T) {
 	_, two := attach(t, s, "two", func(r *SandboxRequest) { r.Endpoints[0].Network = "apart" })
 	serve(t, one, 80, "one")
 	ip := a.Endpoints[0].IPv4.Addr().String()
-	if got := dial(two, ip+":80"); got != "one" {
+	if got := reaches(two, ip+":80", "one"); got != "one" {
 		t.Errorf("isolated: between containers: %q", got)
 	}
-	if got := dial(nil, ip+":80"); got != "no" {
+	if got := reaches(nil, ip+":80", "no"); got != "no" {
 		t.Errorf("isolated: from the host: %q", got)
 	}
 }

@@ -70,7 +70,7 @@ func TestSharedInterfaces(t *testing.T) {
 		if got, _ := ask(t, ns, "127.0.0.11", mode+"2", dns.TypeA); len(got) != 1 || got[0] != e.IPv4.Addr().String() {
 			t.Errorf("%s: the name of a neighbour: %v", mode, got)
 		}
-		if got := dial(machine, one.Endpoints[0].IPv4.Addr().String()+":53"); got != "its own" {
+		if got := reaches(machine, one.Endpoints[0].IPv4.Addr().String()+":53", "its own"); got != "its own" {
 			t.Errorf("%s: port 53 of the container: %q", mode, got)
 		}
 	}
