@@ -19,6 +19,7 @@ type loop struct {
 	// Only the loop's goroutine uses these.
 	handlers map[uint64]func(ready uint32)
 	next     uint64
+	ending   []func() // for the end of this round
 	stopped  bool
 	done     chan struct{} // closed when run returns
 }
@@ -44,6 +45,10 @@ func (l *loop) post(f func()) {
 		l.poller.Wake()
 	}
 }
+
+// late has f run at the end of this round. Only handlers and what is posted may
+// call it.
+func (l *loop) late(f func()) { l.ending = append(l.ending, f) }
 
 // call is post, and waits. Nothing runs after stop.
 func (l *loop) call(f func()) {
@@ -104,5 +109,10 @@ func (l *loop) run() {
 				f(e.Ready)
 			}
 		}
+		for i := 0; i < len(l.ending); i++ {
+			l.ending[i]()
+			l.ending[i] = nil
+		}
+		l.ending = l.ending[:0]
 	}
 }

@@ -41,6 +41,7 @@ type process struct {
 	pidfd   uint64 // token of the pidfd; 0: not watched
 	in      input
 
+	dropped  uint64 // kinds in fds that were closed in this round
 	attached []*attacher
 	blocked  int // attachers that have not taken what was sent
 
@@ -290,12 +291,19 @@ func (st *stream) close() {
 	p.dropFDs(1 << st.kind)
 }
 
-// dropFDs closes descriptors here and wherever duplicates are.
+// dropFDs closes descriptors here and wherever duplicates are. Those who have
+// them are told at the end of the loop's round: a process that ends drops most of
+// its own in one.
 func (p *process) dropFDs(mask uint64) {
 	p.fds.trim(mask)
-	if !p.gone {
-		p.srv.trim(p.rec.key, mask)
+	if p.dropped == 0 {
+		p.loop.late(func() {
+			mask := p.dropped
+			p.dropped = 0
+			p.srv.trim(p, mask)
+		})
 	}
+	p.dropped |= mask
 }
 
 // ended is called when the pidfd says so; try counts the attempts.

@@ -424,11 +424,15 @@ func keptMessage(name string, pid int, mask uint64) []byte {
 	return e.b
 }
 
-// trim tells everybody to close some duplicates.
-func (s *server) trim(k Key, mask uint64) {
+// trim tells everybody to close some duplicates of p's, unless its key is
+// another's by now: those are the other's.
+func (s *server) trim(p *process, mask uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.broadcastLocked(opTrim, func(e *enc) { e.key(k); e.u(mask) })
+	if s.procs[p.rec.key] != p {
+		return
+	}
+	s.broadcastLocked(opTrim, func(e *enc) { e.key(p.rec.key); e.u(mask) })
 }
 
 func (s *server) broadcastLocked(op byte, body func(*enc)) {
