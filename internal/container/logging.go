@@ -25,6 +25,9 @@ var (
 	logCaches = []string{"cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"}
 )
 
+// missingDrivers are those of Docker's that send to one maker's service.
+var missingDrivers = []string{"awslogs", "gcplogs", "splunk"}
+
 // LogDrivers lists what --log-driver may name.
 func LogDrivers() []string {
 	return append(sink.Names(), logs.JSONFile, logs.Local, logs.None)
@@ -44,6 +47,9 @@ func checkLog(l container.LogConfig) error {
 		if err := sink.Check(l.Type, l.Config); err != nil {
 			return err
 		}
+	case slices.Contains(missingDrivers, l.Type):
+		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "failed to initialize logging driver: %s is not in this engine", l.Type),
+			"the drivers are "+strings.Join(LogDrivers(), ", ")+"; fluentd and syslog reach most collectors")
 	default:
 		return errdefs.WithHint(errdefs.Newf(errdefs.Unsupported, "", "", "logger: no log driver named '%s' is registered", clip(l.Type)),
 			"the drivers are "+strings.Join(LogDrivers(), ", "))

@@ -178,6 +178,9 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %d %.200s, want %d %q", name, status, body, c.status, c.words)
 		}
 	}
+	if status, body := s.raw(t, post("/v1.50/containers/zzz/attach", "", "")); status != 404 || body != "No such container: zzz\r\n" {
+		t.Errorf("attach without upgrade: %d %q", status, body)
+	}
 	if status, body := s.raw(t, post("/v1.50/containers/abc/stop", "", "")); status != 304 || body != "" {
 		t.Errorf("stop of a stopped container: %d %q", status, body)
 	}

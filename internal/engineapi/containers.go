@@ -350,6 +350,7 @@ func (s *Server) containerResize(c *call) error {
 }
 
 func (s *Server) containerAttach(c *call) error {
+	c.rawErrors = c.r.Header.Get("Upgrade") == "" // such clients, old ones, read a stream and nothing else
 	o, tty, err := s.attachOptions(c)
 	if err != nil {
 		return err

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types"
+
 	"github.com/onggi/onggi/internal/container"
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/events"
@@ -107,6 +109,8 @@ type call struct {
 	path    map[string]string
 	version version
 	began   bool // the answer's head is written
+
+	rawErrors bool // the client reads text, not JSON
 }
 
 func (c *call) ctx() context.Context { return c.r.Context() }
@@ -267,6 +271,12 @@ func (s *Server) fail(c *call, err error) {
 		return
 	}
 	h := c.w.Header()
+	if c.rawErrors {
+		h.Set("Content-Type", types.MediaTypeRawStream)
+		c.w.WriteHeader(status)
+		io.WriteString(c.w, err.Error()+"\r\n")
+		return
+	}
 	h.Set("Content-Type", "application/json")
 	c.w.WriteHeader(status)
 	if c.r.Method == http.MethodHead {

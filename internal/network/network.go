@@ -417,6 +417,10 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	if r.EnableIPv6 == nil && n.Driver == "bridge" && slices.ContainsFunc(r.IPAM, func(p Pool) bool { return p.Subnet.IsValid() && p.Subnet.Addr().Is6() }) {
 		r.EnableIPv6 = new(true)
 	}
+	defaults := s.o.Defaults[n.Driver]
+	if n.Options[optionDefault] == "true" {
+		defaults = nil // the default network has flags of its own
+	}
 	for _, f := range []struct {
 		asked  *bool
 		option string
@@ -424,7 +428,7 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 	}{{r.EnableIPv4, optionEnable4, &n.EnableIPv4}, {r.EnableIPv6, optionEnable6, &n.EnableIPv6}} {
 		given := n.Options[f.option]
 		if given == "" && f.asked == nil {
-			given = s.o.Defaults[n.Driver][f.option]
+			given = defaults[f.option]
 		}
 		if given != "" {
 			on, err := strconv.ParseBool(given)
@@ -437,7 +441,7 @@ func (s *Service) choose(r CreateRequest) (*live, error) {
 			*f.on = *f.asked
 		}
 	}
-	for k, v := range s.o.Defaults[n.Driver] {
+	for k, v := range defaults {
 		asked := k == optionEnable4 && r.EnableIPv4 != nil || k == optionEnable6 && r.EnableIPv6 != nil
 		if _, have := n.Options[k]; !have && !asked {
 			if n.Options == nil {

@@ -373,6 +373,9 @@ func TestSettingsLentAndDefault(t *testing.T) {
 	bus := events.New()
 	_, sub := bus.Subscribe(time.Time{}, events.Filter{})
 	s := service(t, t.TempDir(), Options{Events: bus, Defaults: map[string]map[string]string{"bridge": {optionMTU: "1400", optionEnable6: "false"}}})
+	if n := s.byName("bridge"); n == nil || n.Options[optionMTU] != "" {
+		t.Errorf("the default network with default options: %+v", n)
+	}
 	create(t, s, CreateRequest{Name: "conf", ConfigOnly: true, EnableIPv6: new(true), Options: map[string]string{optionICC: "false"}, IPAM: []Pool{{Subnet: netip.MustParsePrefix("198.51.100.0/24")}}})
 	n := create(t, s, CreateRequest{Name: "user", ConfigFrom: "conf"})
 	if n.Options[optionICC] != "false" || n.Options[optionMTU] != "1400" || n.IPAM[0].Subnet.String() != "198.51.100.0/24" || !n.EnableIPv6 || n.ConfigFrom != "conf" {

@@ -112,6 +112,7 @@ func TestRefusals(t *testing.T) {
 		{"--user", "nobody7", []string{"nobody7", "try:"}},
 		{"--workdir", "relative", []string{"relative", "absolute"}},
 		{"--log-driver", "nope", []string{"nope", "try:"}},
+		{"--log-driver", "splunk", []string{"failed to initialize logging driver", "try:"}},
 		{"--sysctl", "kernel.nope=1", []string{"kernel.nope", "try:"}},
 		{"--volume", "/etc/hostname:/etc", []string{"/etc/hostname", "a file on a file"}},
 		{"--network", "container:nobody", []string{"nobody"}},
