@@ -76,6 +76,10 @@ func firstLine(file string) string {
 	return strings.TrimSpace(line)
 }
 
+// ociImporter is how clients ask whether load takes OCI layouts with several
+// platforms and whether an image is found by its manifest's or index's digest.
+var ociImporter = [2]string{"driver-type", "io.containerd.snapshotter.v1"}
+
 func (s *Server) info(c *call) error {
 	e := s.o.Engine
 	running, paused, stopped := s.o.Containers.Counts()
@@ -86,7 +90,7 @@ func (s *Server) info(c *call) error {
 	has := func(name string) bool { return slices.Contains(e.Controllers, name) }
 	v := systemtypes.Info{
 		ID: e.ID, Containers: running + paused + stopped, ContainersRunning: running, ContainersPaused: paused, ContainersStopped: stopped, Images: len(images),
-		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", filesystem(e.Root)}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
+		Driver: "overlay2", DriverStatus: [][2]string{{"Backing Filesystem", filesystem(e.Root)}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}, ociImporter},
 		Plugins:     systemtypes.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: container.LogDrivers()},
 		MemoryLimit: has("memory"), SwapLimit: has("memory"), CPUCfsPeriod: has("cpu"), CPUCfsQuota: has("cpu"), CPUShares: has("cpu"), CPUSet: has("cpuset"), PidsLimit: has("pids"),
 		IPv4Forwarding: firstLine("/proc/sys/net/ipv4/ip_forward") == "1", Debug: e.Debug, NFd: openFiles(), NGoroutines: runtime.NumGoroutine(),

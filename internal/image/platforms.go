@@ -164,6 +164,39 @@ func (s *Service) targetLocked(e *entry) string {
 	return e.id
 }
 
+// byDigestLocked finds what has a digest, or the beginning of one: the image of
+// a manifest, or an index. So images are called that are shown as parts of
+// others, and by clients that take an image's digest for its ID. Preconditions:
+// s.mu is held.
+func (s *Service) byDigestLocked(digest string, none error) (*entry, string, error) {
+	prefix := strings.TrimPrefix(digest, "sha256:")
+	if len(prefix) < shortest || strings.Trim(prefix, "0123456789abcdef") != "" {
+		return nil, "", none
+	}
+	found := map[string]string{} // target → the image it means
+	for id, e := range s.images {
+		for _, o := range append(e.rec.origins(), e.rec.origin) {
+			if index := o.Index.Digest; index != "" && strings.HasPrefix(index.Encoded(), prefix) {
+				found[index.String()] = s.firstLocked(index.String()).id
+			}
+			if m := o.Manifest.Digest; m != "" && strings.HasPrefix(m.Encoded(), prefix) {
+				found[id] = id
+			}
+		}
+	}
+	if len(found) > 1 {
+		return nil, "", errdefs.WithHint(errdefs.Newf(errdefs.Invalid, "", "", "%s is the beginning of several digests", digest), "give more digits")
+	}
+	for target, id := range found {
+		return s.images[id], target, nil
+	}
+	return nil, "", none
+}
+
+// shortest is how many digits of a digest have to be given: what people copy
+// has twelve, and a name of letters a to f is no digest.
+const shortest = 12
+
 // meansLocked reports whether a target means an image where no platform is
 // asked for. Preconditions: s.mu is held.
 func (s *Service) meansLocked(target, id string) bool {

@@ -211,7 +211,7 @@ func TestTagMovesToAnotherIndex(t *testing.T) {
 func TestRemovePlatforms(t *testing.T) {
 	reg := serve(t, memoryRegistry())
 	name := reg + "/app:1"
-	uploadIndex(t, name, forPlatform(host, "1"), forPlatform(arm, "1"), forPlatform(s390x, "1"))
+	index := uploadIndex(t, name, forPlatform(host, "1"), forPlatform(arm, "1"), forPlatform(s390x, "1"))
 	e := newEngine(t)
 	fill := func() map[string]string { // platform → ID
 		e.pullFor(name, host, arm, s390x)
@@ -275,6 +275,31 @@ func TestRemovePlatforms(t *testing.T) {
 	if r := e.residue(); len(r) > 0 {
 		t.Errorf("left: %v", r)
 	}
+	// By the digests that a tree shows: of a manifest, that platform; of the
+	// index, all.
+	ids = fill()
+	digests := map[string]string{}
+	for a, id := range ids {
+		digests[a] = e.images[id].rec.Manifest.Digest.String()
+	}
+	for _, d := range []string{digests["arm"], digests["arm"][7:], digests["arm"][7:19]} {
+		if img, err := e.Get(d); err != nil || img.ID != ids["arm"] {
+			t.Errorf("%s: %v", d, err)
+		}
+	}
+	if _, err := e.Get(digests["arm"][7:18]); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("%v", err)
+	}
+	e.remove(digests["arm"], RemoveOptions{})
+	e.wantHas(name, host, s390x)
+	e.remove(digests[host.Architecture], RemoveOptions{})
+	e.wantHas(name, s390x)
+	e.pullFor(name, host)
+	e.wantHas(index.Digest.String(), host, s390x)
+	if got := text(e.remove(index.Digest.String(), RemoveOptions{})); !strings.HasPrefix(got, "-") {
+		t.Errorf("removed %s", got)
+	}
+	e.wantHas(name)
 	// A second name keeps every platform, and a forced removal what runs.
 	ids = fill()
 	e.tag(name, "also:1")

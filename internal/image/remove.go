@@ -66,6 +66,24 @@ func (s *Service) Remove(ctx context.Context, nameOrID string, o RemoveOptions) 
 	s.mu.RLock()
 	group := s.groupLocked(e)
 	s.mu.RUnlock()
+	if len(group) > 1 && target == e.id && !strings.HasPrefix(e.id, "sha256:"+strings.TrimPrefix(nameOrID, "sha256:")) {
+		// By the digest of its manifest, it is this platform that is meant.
+		var out []Removed
+		for _, from := range e.rec.origins() {
+			index := from.Index.Digest.String()
+			s.mu.RLock()
+			alone := len(s.parts[index]) < 2
+			s.mu.RUnlock()
+			if alone {
+				continue // there a name means nothing else
+			}
+			more, err := s.removePlatforms(ctx, []*entry{e}, index, o)
+			if out = append(out, more...); err != nil {
+				return out, err
+			}
+		}
+		return out, nil
+	}
 	named := oneRepository(names)
 	for _, m := range group {
 		list := names
@@ -181,8 +199,9 @@ func (s *Service) leave(id, index string, nameless bool) error {
 	gone := ocispec.Digest(index)
 	left.rec.Docs = slices.DeleteFunc(slices.Clone(e.rec.Docs), func(d ocispec.Digest) bool { return d == gone })
 	drop := s.onlyOfLocked(id, []ocispec.Digest{gone})
+	names := s.lastNamesLocked(id, index)
 	err := s.o.DB.Update(func(tx *metadb.Tx) error {
-		if err := deleteDocs(tx, drop); err != nil {
+		if err := errors.Join(deleteDocs(tx, drop), deleteNames(tx, names)); err != nil {
 			return err
 		}
 		return tx.Put(bucketImage, id, left.rec)
@@ -190,9 +209,30 @@ func (s *Service) leave(id, index string, nameless bool) error {
 	if err != nil {
 		return err
 	}
+	for _, n := range names {
+		s.setNameLocked(n, "")
+	}
 	s.images[id] = &left
 	s.leaveLocked(id, index)
 	s.dropLargeDocs(drop)
+	return nil
+}
+
+// lastNamesLocked lists the names of an index that mean nothing any more when
+// an image leaves it. Preconditions: s.mu is held.
+func (s *Service) lastNamesLocked(id, index string) []string {
+	if list := s.parts[index]; len(list) == 1 && list[0] == id {
+		return slices.Clone(s.of[index])
+	}
+	return nil
+}
+
+func deleteNames(tx *metadb.Tx, names []string) error {
+	for _, n := range names {
+		if err := tx.Delete(bucketName, n); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -233,17 +273,6 @@ func (s *Service) dropLargeDocs(docs []ocispec.Digest) {
 // asName reports whether a person meant a name by what led to the image, and
 // which.
 func (s *Service) asName(nameOrID, id string) (reference.Ref, bool) {
-	if strings.HasPrefix(id, nameOrID) || strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), strings.TrimPrefix(nameOrID, "sha256:")) {
-		// Unless it happens to be a name as well.
-		if r, err := reference.Parse(nameOrID); err == nil {
-			s.mu.RLock()
-			defer s.mu.RUnlock()
-			if e := s.firstLocked(s.names[r.OrLatest().String()]); e != nil && e.id == id {
-				return r.OrLatest(), true
-			}
-		}
-		return reference.Ref{}, false
-	}
 	r, err := reference.Parse(nameOrID)
 	if err != nil {
 		return reference.Ref{}, false
@@ -251,7 +280,9 @@ func (s *Service) asName(nameOrID, id string) (reference.Ref, bool) {
 	if r.Digest != "" {
 		r.Tag = ""
 	}
-	return r.OrLatest(), true
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return r.OrLatest(), s.meansLocked(s.byNameLocked(r), id)
 }
 
 // refsLocked lists the names that mean an image where no platform is asked for.
@@ -415,23 +446,13 @@ func (s *Service) forget(id string) error {
 	drop := s.onlyOfLocked(id, e.rec.Docs)
 	names := slices.Clone(s.of[id])
 	for _, o := range e.rec.origins() {
-		if index := o.Index.Digest.String(); len(s.parts[index]) == 1 {
-			names = append(names, s.of[index]...) // it was the last
-		}
+		names = append(names, s.lastNamesLocked(id, o.Index.Digest.String())...)
 	}
 	err := s.o.DB.Update(func(tx *metadb.Tx) error {
 		if err := tx.Delete(bucketImage, id); err != nil {
 			return err
 		}
-		if err := deleteDocs(tx, drop); err != nil {
-			return err
-		}
-		for _, n := range names {
-			if err := tx.Delete(bucketName, n); err != nil {
-				return err
-			}
-		}
-		return nil
+		return errors.Join(deleteDocs(tx, drop), deleteNames(tx, names))
 	})
 	if err != nil {
 		return err

@@ -348,8 +348,8 @@ func (s *Service) setNameLocked(name, target string) {
 	s.of[target] = list
 }
 
-// findLocked finds an image by name, ID, or the beginning of an ID.
-// Preconditions: s.mu is held.
+// findLocked finds an image by name, ID, the beginning of an ID, or the digest
+// of a manifest or index instead of an ID. Preconditions: s.mu is held.
 func (s *Service) findLocked(nameOrID string) (*entry, error) {
 	e, _, err := s.lookupLocked(nameOrID)
 	return e, err
@@ -366,15 +366,16 @@ func (s *Service) lookupLocked(nameOrID string) (*entry, string, error) {
 		if e := s.images["sha256:"+nameOrID]; e != nil {
 			return byID(e)
 		}
-		return none(notFound(nameOrID, false))
+		return s.byDigestLocked(nameOrID, notFound(nameOrID, false))
 	}
 	if strings.HasPrefix(nameOrID, "sha256:") && reference.IsID(nameOrID[7:]) {
-		return none(notFound(nameOrID, false))
+		return s.byDigestLocked(nameOrID, notFound(nameOrID, false))
 	}
 	ref, perr := reference.Parse(nameOrID)
 	if perr == nil {
-		if target := s.byNameLocked(ref); target != "" {
-			return s.firstLocked(target), target, nil
+		target := s.byNameLocked(ref)
+		if e := s.firstLocked(target); e != nil {
+			return e, target, nil
 		}
 	}
 	// The beginning of an ID, with or without its algorithm.
@@ -394,9 +395,9 @@ func (s *Service) lookupLocked(nameOrID string) (*entry, string, error) {
 		}
 	}
 	if perr != nil {
-		return none(perr)
+		return s.byDigestLocked(nameOrID, perr)
 	}
-	return none(notFound(ref.OrLatest().Familiar(), true))
+	return s.byDigestLocked(nameOrID, notFound(ref.OrLatest().Familiar(), true))
 }
 
 // byNameLocked finds the target of a name, "" for none.
