@@ -23,11 +23,12 @@ func builds(dir string, peers []*peer) {
 		cached      = "50 cached steps"
 		each        = "RUN true, a step"
 		files, big  = "COPY of 10,000 new files", "COPY of 300 new MB"
+		buildxBuild = "buildx build, cached, no image"
 		buildxLoads = "buildx build --load, cached"
 		push        = "gzip for a push, MB/s"
 	)
 	defer compression(push)
-	if !wanted(strings.Join([]string{few, many, cached, each, files, big, buildxLoads}, "|")) {
+	if !wanted(strings.Join([]string{few, many, cached, each, files, big, buildxBuild, buildxLoads}, "|")) {
 		return
 	}
 	tree := func(name string, n int, seed string) string {
@@ -98,19 +99,32 @@ func builds(dir string, peers []*peer) {
 		}
 	}, of(blobs))
 
-	var buildx []*peer
-	if exec.Command("docker", "buildx", "version").Run() == nil {
-		for _, p := range can {
-			if p.socket != "" {
-				buildx = append(buildx, p)
-			}
+	if *buildx == "" {
+		return
+	}
+	of = func(ctx string, flags ...string) func(*peer) *exec.Cmd {
+		return func(p *peer) *exec.Cmd {
+			cmd := exec.Command(*buildx, append(append([]string{"build", "-q"}, flags...), ctx)...)
+			cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+p.socket, "DOCKER_CONFIG="+filepath.Join(dir, "buildx"))
+			return cmd
 		}
 	}
-	if len(buildx) > 0 {
-		timed(buildxLoads, buildx, nil, func(p *peer) *exec.Cmd {
-			return exec.Command("docker", "-H", "unix://"+p.socket, "buildx", "build", "--load", "-q", "-t", "bench/tree", c2)
-		})
+	var by []*peer
+	for _, p := range can {
+		if p.socket == "" {
+			continue
+		}
+		if out, err := of(c2, "--load", "-t", "bench/tree")(p).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%s cannot build with buildx: %s\n", p.name, out)
+			continue
+		}
+		by = append(by, p)
 	}
+	if len(by) == 0 {
+		return
+	}
+	timed(buildxBuild, by, nil, of(c2, "--output", "type=cacheonly"))
+	timed(buildxLoads, by, nil, of(c2, "--load", "-t", "bench/tree"))
 }
 
 // build is a build's command.

@@ -64,6 +64,7 @@ var (
 	only    = flag.String("only", "", "regular expression of metrics to measure")
 	bin     = flag.String("bin", "bin", "directory with Onggi's programs")
 	peersIn = flag.String("peers", "docker,podman", "peers to compare with, where installed")
+	buildx  = flag.String("buildx", "", "program of Docker's buildx, for the rows of it")
 	manyIn  = flag.Int("many", 0, "measure so many containers on Onggi alone, and 2,000 runs by sixteen at a time")
 	cleanup []func()
 )
