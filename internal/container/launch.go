@@ -617,7 +617,10 @@ func startError(err error, spec *specs.Spec) error {
 			text = `exec: "` + name + `": ` + step.Errno.Error()
 		}
 		hint := "see what the image holds: its command is " + strconv.Quote(strings.Join(spec.Process.Args, " "))
-		if step.Errno == syscall.EPERM {
+		switch step.Errno {
+		case syscall.ENOEXEC:
+			hint = "if the image is for another processor, install emulation (Debian: qemu-user-static and binfmt-support); a script begins with #!"
+		case syscall.EPERM:
 			hint = "its file has capabilities (setcap) that the container does not get; ping wants --cap-add NET_RAW"
 		}
 		err := errdefs.WithHint(errdefs.Newf(kind, "", "", "failed to create task for container: unable to start container process: %s", text), hint)

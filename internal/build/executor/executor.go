@@ -528,6 +528,9 @@ func (e *Executor) startError(ctx context.Context, p executor.ProcessInfo, err e
 	if code == 127 && p.Meta.Args[0] == "/bin/sh" {
 		err = fmt.Errorf("%w: the image has no shell; write RUN [\"program\", \"argument\"], or begin from an image with one", err)
 	}
+	if errors.Is(err, syscall.ENOEXEC) {
+		err = fmt.Errorf("%w: if the image is for another processor, install emulation (Debian: qemu-user-static and binfmt-support) or build this stage with FROM --platform=$BUILDPLATFORM; a script begins with #!", err)
+	}
 	return allow(p, &gatewayapi.ExitError{ExitCode: code, Err: fmt.Errorf("%w (exit code: %d)", err, code)})
 }
 
