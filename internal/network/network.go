@@ -174,15 +174,57 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if o.Ending {
 		return s, nil
 	}
+	if err := s.meetOthers(); err != nil {
+		return nil, err
+	}
 	if err := s.defaults(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
+// meetOthers sees to it that no rules of another engine drop what is ours. Those
+// of one that is gone, with nobody on its bridges, are removed.
+func (s *Service) meetOthers() error {
+	others, err := s.table.Others()
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "read", "the rules of other engines", err)
+	}
+	ours := map[string]bool{s.o.BridgeName: !s.o.NoBridge}
+	for _, n := range s.list() {
+		if n.Driver == "bridge" {
+			ours[n.bridge()] = true
+		}
+	}
+	for _, o := range others {
+		shared, inUse, there := "", o.Owned, false
+		for _, b := range o.Bridges {
+			exists, ports, err := netlink.BridgePorts(b)
+			if err != nil {
+				return errdefs.New(errdefs.Internal, "read", "bridge "+b, err)
+			}
+			there, inUse = there || exists, inUse || ports > 0
+			if ours[b] {
+				shared = b
+			}
+		}
+		switch {
+		case shared != "" && inUse:
+			return errdefs.WithHint(errdefs.Newf(errdefs.Conflict, "use", "bridge "+shared, "another engine has it (nftables table %s), which runs, or whose containers do", o.Name),
+				"another --bridge-name; or end that engine and its containers with onggid --cleanup and its other flags")
+		case shared != "" || !there && !o.Owned && len(o.Bridges) > 0:
+			if err := nft.New(o.Name).Remove(); err != nil {
+				return errdefs.New(errdefs.Internal, "remove", "the rules of an engine that is gone", err)
+			}
+			s.log.Warn("an engine that is gone had left its rules: they are removed", "table", o.Name, "bridges", o.Bridges)
+		}
+	}
+	return nil
+}
+
 // tableName and bridgeName keep engines that run side by side out of each other's
 // rules and addresses.
-func tableName(execRoot string) string { return "onggi" + suffix(execRoot) }
+func tableName(execRoot string) string { return nft.Prefix + suffix(execRoot) }
 
 func bridgeName(execRoot string) string {
 	if s := suffix(execRoot); s != "" {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/onggi/onggi/internal/errdefs"
 	"github.com/onggi/onggi/internal/linux"
 	"github.com/onggi/onggi/internal/linux/netlink"
+	"github.com/onggi/onggi/internal/linux/nft"
 	"github.com/onggi/onggi/internal/metadb"
 	"github.com/onggi/onggi/internal/testenv"
 )
@@ -366,6 +368,54 @@ func TestSubnetTaken(t *testing.T) {
 	}
 	if err := start(); err != nil || problem() != "" {
 		t.Errorf("free again: %v, %q", err, problem())
+	}
+}
+
+// Two engines with one bridge would drop each other's packets: the second is
+// refused while the first or a container of it runs, and else removes its rules.
+func TestTwoEnginesOneBridge(t *testing.T) {
+	first := service(t, t.TempDir(), Options{})
+	lives, _ := attach(t, first, "lives", nil)
+	other := first.o
+	other.ExecRoot = t.TempDir()
+	var err error
+	if other.DB, err = metadb.Open(filepath.Join(other.ExecRoot, "meta"), metadb.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.DB.Close() })
+	refused := func(when string) {
+		t.Helper()
+		if _, err := Open(ctx, other); !errdefs.Is(err, errdefs.Conflict) || !strings.Contains(err.Error(), "ogtest0") || !strings.Contains(errdefs.HintOf(err), "--bridge-name") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	if left, err := nft.New("onggi-other").Others(); err != nil || len(left) != 1 || !left[0].Owned || !slices.Contains(left[0].Bridges, "ogtest0") {
+		t.Errorf("%+v, %v", left, err)
+	}
+	refused("both run")
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused("a container lives")
+	if first, err = Open(ctx, first.o); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Release(ctx, fmt.Sprintf("%064s", "lives")), first.Close(), netlink.RemoveLink("og"+lives.Endpoints[0].EndpointID[:10])); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Open(ctx, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { second.Cleanup(ctx) })
+	if left, err := second.table.Others(); err != nil || len(left) != 0 {
+		t.Errorf("rules are left: %v, %v", left, err)
+	}
+	box, ns := attach(t, second, "web", nil)
+	serve(t, ns, 80, "web")
+	_, peer := attach(t, second, "peer", nil)
+	if got := reaches(peer, box.Endpoints[0].IPv4.Addr().String()+":80", "web"); got != "web" {
+		t.Errorf("between containers of the second: %q", got)
 	}
 }
 

@@ -99,6 +99,27 @@ func BridgeAddrs(name string) (out []netip.Prefix, err error) {
 	return out, err
 }
 
+// BridgePorts reports whether there is a bridge of that name, and what is
+// plugged into it.
+func BridgePorts(name string) (exists bool, ports int, err error) {
+	all, err := whole(netlink.LinkList)
+	if err != nil {
+		return false, 0, fmt.Errorf("list links: %w", err)
+	}
+	index := 0
+	for _, l := range all {
+		if l.Attrs().Name == name && l.Type() == "bridge" {
+			index = l.Attrs().Index
+		}
+	}
+	for _, l := range all {
+		if index != 0 && l.Attrs().MasterIndex == index {
+			ports++
+		}
+	}
+	return index != 0, ports, nil
+}
+
 // MaxPorts is how many ports a bridge of Linux has (BR_MAX_PORTS less one).
 const MaxPorts = 1023
 

@@ -26,13 +26,16 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 )
 
@@ -81,6 +84,9 @@ type Port struct {
 	HostPort uint16
 	Target   netip.AddrPort
 }
+
+// Prefix begins the names of the tables of all engines.
+const Prefix = "onggi"
 
 // Table is our table.
 type Table struct {
@@ -387,6 +393,43 @@ func (t *Table) Close() {
 	}
 	t.mu.Unlock()
 	w.end()
+}
+
+// An Other is the table of another engine. It stays when that one ends, since
+// its containers do.
+type Other struct {
+	Name    string
+	Bridges []string // that it has rules about
+	Owned   bool     // its engine runs; never said by kernels without owners of tables
+}
+
+// Others lists them.
+func (t *Table) Others() (out []Other, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("list the tables of nftables: %w", err)
+	}
+	for _, x := range tables {
+		if x.Name == t.name || x.Name != Prefix && !strings.HasPrefix(x.Name, Prefix+"-") {
+			continue
+		}
+		o := Other{Name: x.Name, Owned: binary.BigEndian.Uint32(binaryutil.NativeEndian.PutUint32(x.Flags))&flagOwner != 0}
+		for _, ch := range chains {
+			if bridge, ok := strings.CutPrefix(ch.Name, "guard-"); ok && ch.Table.Name == x.Name {
+				o.Bridges = append(o.Bridges, bridge)
+			}
+		}
+		out = append(out, o)
+	}
+	return out, nil
 }
 
 // Droppers names the chains of other tables that drop what no rule of theirs
