@@ -64,6 +64,7 @@ var onlyIn = []struct {
 	{"github.com/containerd/containerd", []string{"build", "registry", "image"}, "one registry client"},
 	{"github.com/vishvananda/netlink", []string{"linux"}, "netlink is spoken by internal/linux/netlink"},
 	{"github.com/google/nftables", []string{"linux"}, "nftables is spoken by internal/linux/nft"},
+	{"go.opentelemetry.io", []string{"build"}, "BuildKit's traces only; nothing of ours is traced"},
 	{"go.etcd.io/bbolt", []string{"build"}, "records live in metadb; only BuildKit's cache keys need bolt"},
 	{"github.com/spf13/cobra", nil, "the command tree is our own, built lazily: cobra's is built whole at every start"},
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/util/tracing/detect"
 	"github.com/moby/buildkit/version"
 	bkworker "github.com/moby/buildkit/worker"
 	digest "github.com/opencontainers/go-digest"
@@ -175,7 +176,9 @@ func newCore(ctx context.Context, p parts) (_ *core, err error) {
 		return nil, err
 	}
 	closers = append(closers, past.Close)
+	tracer()
 	c.control, err = control.NewController(control.Opt{
+		TraceCollector:   detect.Recorder,
 		SessionManager:   c.sessions,
 		WorkerController: wc,
 		Frontends:        front,

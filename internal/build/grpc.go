@@ -71,13 +71,13 @@ func (h *toSlog) Levels() []logrus.Level {
 
 func (h *toSlog) Fire(e *logrus.Entry) error {
 	level := slog.LevelWarn
-	switch {
-	case e.Level <= logrus.ErrorLevel:
+	if e.Level <= logrus.ErrorLevel {
 		level = slog.LevelError
-	case strings.HasPrefix(e.Message, "no trace recorder"): // each build; we keep no traces
-		level = slog.LevelDebug
 	}
-	if strings.HasPrefix(e.Message, "healthcheck failed") { // a client has gone, as clients do
+	switch {
+	case strings.HasPrefix(e.Message, "no trace recorder"), // a build that was answered promptly
+		strings.HasPrefix(e.Message, "failed to save trace"), // the engine ended within seconds of a build
+		strings.HasPrefix(e.Message, "healthcheck failed"):   // a client has gone, as clients do
 		level = slog.LevelDebug
 	}
 	attrs := make([]any, 0, 2*len(e.Data))

@@ -10,7 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/metadata"
 )
 
 var outputFiles = map[string]string{
@@ -175,6 +181,35 @@ func TestHistory(t *testing.T) {
 	}
 	if failed != 1 {
 		t.Errorf("%d of 2 builds failed", failed)
+	}
+}
+
+// The record of a build has the trace of what its steps did, as part of the trace
+// that the client began.
+func TestTrace(t *testing.T) {
+	b := newBuilder(t, &nopExecutor{})
+	const parent = "0af7651916cd43dd8448eb211c80319c"
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+parent+"-b7ad6b7169203331-01")
+	if _, err := b.build(ctx, buildOptions{dir: contextDir(t, map[string]string{"Dockerfile": "FROM scratch\nRUN x\n"})}); err != nil {
+		t.Fatal(err)
+	}
+	ref := b.history()[0].Ref
+	c := b.client.ControlClient()
+	if _, err := c.UpdateBuildHistory(t.Context(), &controlapi.UpdateBuildHistoryRequest{Ref: ref, Finalize: true}); err != nil {
+		t.Fatal(err)
+	}
+	rec := b.history()[0]
+	if rec.Trace == nil {
+		t.Fatal("no trace")
+	}
+	dt, err := content.ReadBlob(t.Context(), proxy.NewContentStore(b.client.ContentClient()), ocispecs.Descriptor{Digest: digest.Digest(rec.Trace.Digest), Size: rec.Trace.Size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{parent, "[1/1] RUN x"} {
+		if !strings.Contains(string(dt), want) {
+			t.Errorf("no %q in %.500s", want, dt)
+		}
 	}
 }
 

@@ -53,6 +53,8 @@ func (c *core) watched(ctx context.Context, req *controlapi.SolveRequest, solve 
 	if c.p.building != nil {
 		defer c.p.building()()
 	}
+	ctx, span := traced(ctx)
+	defer span.End()
 	began := time.Now()
 	resp, err := c.prompt.solve(ctx, req, solve, c.p.logger)
 	took := time.Since(began)
