@@ -504,8 +504,8 @@ func (r *rig) keep(dir string) (*Kept, cache.ImmutableRef) {
 	return kept, ref
 }
 
-func copyAction(src, dest string) *pb.FileActionCopy {
-	return &pb.FileActionCopy{Src: src, Dest: dest, Mode: -1, Timestamp: -1, CreateDestPath: true, DirCopyContents: true, FollowSymlink: true, AllowWildcard: true}
+func copyAction(src, dest string) *pb.FileAction {
+	return &pb.FileAction{Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{Src: src, Dest: dest, Mode: -1, Timestamp: -1, CreateDestPath: true, DirCopyContents: true, FollowSymlink: true, AllowWildcard: true}}}
 }
 
 func inode(t *testing.T, p string) uint64 {
@@ -618,5 +618,74 @@ func TestMoveOverLowerLayers(t *testing.T) {
 		if err := kept.Copy(t.Context(), up, []string{low}, copyAction(src, dest)); !errors.Is(err, ErrNotPlain) {
 			t.Errorf("COPY %s %s: %v", src, dest, err)
 		}
+	}
+}
+
+// Names of owners are those of the stage, as it is when the copy begins.
+func TestMoveWithOwnersByName(t *testing.T) {
+	r, dir := newRig(t), t.TempDir()
+	write(t, dir, map[string]string{"passwd": "u:x:50:60::/:\n"})
+	name := func(s string) *pb.UserOpt {
+		return &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: s}}}
+	}
+	id := func(n uint32) *pb.UserOpt { return &pb.UserOpt{User: &pb.UserOpt_ByID{ByID: n}} }
+	base := map[string]string{"etc/passwd": "root:x:0:0::/:\nu:x:5:6::/:\n", "etc/group": "g:x:9:\n"}
+	for what, c := range map[string]struct {
+		owner    *pb.ChownOpt
+		low      map[string]string
+		prepare  func(low, up string)
+		uid, gid uint32
+		err      error
+	}{
+		"user":             {owner: &pb.ChownOpt{User: name("u")}, low: base, uid: 5, gid: 6},
+		"user and group":   {owner: &pb.ChownOpt{User: name("u"), Group: name("g")}, low: base, uid: 5, gid: 9},
+		"group":            {owner: &pb.ChownOpt{Group: name("g")}, low: base, gid: 9},
+		"user and number":  {owner: &pb.ChownOpt{User: name("u"), Group: id(3)}, low: base, uid: 5, gid: 3},
+		"number":           {owner: &pb.ChownOpt{User: id(7)}, low: base, uid: 7, gid: 7},
+		"number and group": {owner: &pb.ChownOpt{User: id(7), Group: name("g")}, low: base, uid: 7, gid: 9},
+		"unknown":          {owner: &pb.ChownOpt{User: name("ghost"), Group: name("ghost")}, low: base},
+		"no files":         {owner: &pb.ChownOpt{User: name("u")}},
+		"copied before": {owner: &pb.ChownOpt{User: name("u")}, low: base, uid: 55, gid: 66, prepare: func(_, up string) {
+			write(t, up, map[string]string{"etc/passwd": "u:x:55:66::/:\n"})
+		}},
+		"taken away": {owner: &pb.ChownOpt{User: name("u")}, low: base, prepare: func(_, up string) {
+			os.Mkdir(up+"/etc", 0o755)
+			syscall.Mknod(up+"/etc/passwd", syscall.S_IFCHR, 0)
+		}},
+		"link": {owner: &pb.ChownOpt{User: name("u")}, err: ErrNotPlain, prepare: func(low, _ string) {
+			os.Mkdir(low+"/etc", 0o755)
+			os.Symlink("/etc/passwd", low+"/etc/passwd")
+		}},
+		"directory is a link": {owner: &pb.ChownOpt{User: name("u")}, err: ErrNotPlain, prepare: func(low, _ string) { os.Symlink("/etc", low+"/etc") }},
+		"no list at all":      {owner: &pb.ChownOpt{User: name("u")}, low: map[string]string{"etc/passwd": strings.Repeat("x", 1<<20)}, err: ErrNotPlain},
+	} {
+		low, up := t.TempDir(), t.TempDir()
+		write(t, low, c.low)
+		if c.prepare != nil {
+			c.prepare(low, up)
+		}
+		kept, ref := r.keep(dir)
+		a := copyAction("/passwd", "/new")
+		a.GetCopy().Owner = c.owner
+		err := kept.Copy(t.Context(), up, []string{low}, a)
+		if !errors.Is(err, c.err) {
+			t.Errorf("%s: %v, want %v", what, err, c.err)
+		}
+		if err == nil {
+			fi, err := os.Lstat(up + "/new")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := fi.Sys().(*syscall.Stat_t); st.Uid != c.uid || st.Gid != c.gid {
+				t.Errorf("%s: %d:%d, want %d:%d", what, st.Uid, st.Gid, c.uid, c.gid)
+			}
+		}
+		kept.Whole(t.Context())
+		ref.Release(t.Context())
+	}
+	a := copyAction("/passwd", "/")
+	a.GetCopy().Owner = &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: "u", Input: 1}}}}
+	if Plain(a) {
+		t.Error("a name is looked up in another stage")
 	}
 }

@@ -19,59 +19,48 @@ import (
 // of them. What was done before stays right.
 var ErrNotPlain = errors.New("no plain copy")
 
+// Plain reports that Copy may do what is asked for.
+func Plain(f *pb.FileAction) bool {
+	a := f.GetCopy()
+	if a == nil || a.ModeStr != "" || a.Mode < -1 || a.Mode > 0o777 || a.Timestamp != -1 || len(a.IncludePatterns)+len(a.ExcludePatterns)+len(a.RequiredPaths) > 0 ||
+		!a.CreateDestPath || strings.Contains(a.Src, `\`) {
+		return false
+	}
+	// Names are looked up in what is copied to.
+	for _, u := range []*pb.UserOpt{a.Owner.GetUser(), a.Owner.GetGroup()} {
+		if n := u.GetByName(); n != nil && n.Input != f.Input {
+			return false
+		}
+	}
+	return true
+}
+
 // options of a plain copy.
 type options struct {
 	uid, gid int
 	mode     int // -1: the file's own
 }
 
-// plain reads what a plain copy can ask for.
-func plain(a *pb.FileActionCopy) (o options, ok bool) {
-	if a.ModeStr != "" || a.Mode < -1 || a.Mode > 0o777 || a.Timestamp != -1 || len(a.IncludePatterns)+len(a.ExcludePatterns)+len(a.RequiredPaths) > 0 ||
-		!a.CreateDestPath || strings.Contains(a.Src, `\`) {
-		return o, false
-	}
-	o.mode = int(a.Mode)
-	id := func(u *pb.UserOpt, to *int) bool {
-		if u == nil || u.User == nil {
-			return true
-		}
-		by, ok := u.User.(*pb.UserOpt_ByID)
-		if ok {
-			*to = int(by.ByID)
-		}
-		return ok
-	}
-	if a.Owner == nil {
-		return o, true
-	}
-	ok = id(a.Owner.User, &o.uid)
-	o.gid = o.uid // a user alone brings the group of the same number
-	return o, ok && id(a.Owner.Group, &o.gid)
-}
-
-// Plain reports that Copy may do what is asked for.
-func Plain(a *pb.FileActionCopy) bool {
-	_, ok := plain(a)
-	return ok
-}
-
 // Copy carries a COPY out: own is the directory of a new layer that nobody has
 // mounted, over lowers. Files that are still here are moved.
-func (k *Kept) Copy(ctx context.Context, own string, lowers []string, a *pb.FileActionCopy) error {
-	o, ok := plain(a)
+func (k *Kept) Copy(ctx context.Context, own string, lowers []string, f *pb.FileAction) error {
+	a := f.GetCopy()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !ok || k.shown {
+	if !Plain(f) || k.shown {
 		return ErrNotPlain
 	}
 	sources, ok := k.match(a)
 	if !ok {
 		return ErrNotPlain
 	}
-	m := mover{k: k, o: o, own: own, fresh: map[string]bool{}}
+	m := mover{k: k, o: options{mode: int(a.Mode)}, own: own, fresh: map[string]bool{}}
 	defer m.close()
 	if err := m.open(lowers); err != nil {
+		return err
+	}
+	var err error
+	if m.o.uid, m.o.gid, err = m.ownerOf(a.Owner); err != nil {
 		return err
 	}
 	return k.noted(func() error {

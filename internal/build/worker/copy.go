@@ -27,7 +27,7 @@ func (o *copyOp) onlyCopies() bool {
 	inputs := len(o.v.Inputs())
 	for i, a := range o.file.Actions {
 		last := i == len(o.file.Actions)-1
-		if a.GetCopy() == nil || !hostdir.Plain(a.GetCopy()) || a.SecondaryInput < 0 || int(a.SecondaryInput) >= inputs ||
+		if !hostdir.Plain(a) || a.SecondaryInput < 0 || int(a.SecondaryInput) >= inputs ||
 			i == 0 && int(a.Input) >= inputs || i > 0 && int(a.Input) != inputs+i-1 ||
 			last != (a.Output == 0) {
 			return false
@@ -96,7 +96,7 @@ func (o *copyOp) move(ctx context.Context, job solver.JobContext, inputs []solve
 		return nil, err
 	}
 	for i, a := range o.file.Actions {
-		if err := from[i].Copy(ctx, own, lowers, a.GetCopy()); err != nil {
+		if err := from[i].Copy(ctx, own, lowers, a); err != nil {
 			return nil, err
 		}
 	}
