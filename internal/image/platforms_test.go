@@ -375,6 +375,18 @@ func TestPlatformsTravel(t *testing.T) {
 		return f
 	}
 	both := save()
+	// A load of what is here is no new tag.
+	one := save(host)
+	for i := range 2 {
+		before, _ := e.Get("app:1")
+		if _, err := e.Load(t.Context(), LoadRequest{}, bytes.NewReader(one), nil); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := e.Get("app:1"); err != nil || after.LastTagged.Equal(before.LastTagged) != (i == 1) {
+			t.Errorf("load %d: tagged %v, then %v; %v", i, before.LastTagged, after.LastTagged, err)
+		}
+	}
+	e.tag(name, "app:1")
 	// An archive that has begun is finished, also when the images are removed.
 	pr, pw := io.Pipe()
 	saved := make(chan error, 1)

@@ -488,7 +488,7 @@ func (s *Service) add(a addition) error {
 	defer s.mu.Unlock()
 	tagged, target := false, a.target()
 	for _, n := range a.names {
-		tagged = tagged || n.Tag != ""
+		tagged = tagged || n.Tag != "" && s.names[n.String()] != target
 	}
 	var old *entry
 	if old = s.images[a.id]; old != nil {
