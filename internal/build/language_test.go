@@ -251,8 +251,8 @@ func TestCancelLeavesNothing(t *testing.T) {
 	go func() {
 		// The step runs when its control group has its processes.
 		for ctx.Err() == nil {
-			g, _ := filepath.Glob("/sys/fs/cgroup/pids/onggi-test/build/*/cgroup.procs")
-			g2, _ := filepath.Glob("/sys/fs/cgroup/onggi-test/build/*/cgroup.procs")
+			g, _ := filepath.Glob("/sys/fs/cgroup/pids" + testGroup + "/*/cgroup.procs")
+			g2, _ := filepath.Glob("/sys/fs/cgroup" + testGroup + "/*/cgroup.procs")
 			for _, p := range append(g, g2...) {
 				if raw, _ := os.ReadFile(p); strings.Count(string(raw), "\n") >= 4 {
 					cancel(stop)

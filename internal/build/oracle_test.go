@@ -67,7 +67,7 @@ func newStockBuilder(t *testing.T, root string) *builder {
 	store := containerdsnapshot.NewContentStore(mdb.ContentStore(), namespace)
 	md, err := metadata.NewStore(filepath.Join(root, "metadata.db"))
 	must(err)
-	exec, err := executor.New(executor.Options{Root: filepath.Join(root, "run"), CgroupParent: "/onggi-test/build", Runtime: executor.OCI{},
+	exec, err := executor.New(executor.Options{Root: filepath.Join(root, "run"), CgroupParent: testGroup, Runtime: executor.OCI{},
 		Seccomp: func(caps []string) *specs.LinuxSeccomp { return seccomp.Default(caps, "") }})
 	must(err)
 	lm := leaseutil.WithNamespace(ctdmetadata.NewLeaseManager(mdb), namespace)

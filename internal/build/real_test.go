@@ -44,7 +44,7 @@ func openReal(t testing.TB, root string) *builder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Options{Root: filepath.Join(root, "build"), DB: db, Snapshots: snaps, Images: imgs, CgroupParent: "/onggi-test/build", MaxProcesses: 300})
+	s := New(Options{Root: filepath.Join(root, "build"), DB: db, Snapshots: snaps, Images: imgs, CgroupParent: testGroup, MaxProcesses: 300})
 	c, err := s.core(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +62,8 @@ func openReal(t testing.TB, root string) *builder {
 				t.Errorf("left mounted: %s", l)
 			}
 		}
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/onggi-test/build/*")
-		more, _ := filepath.Glob("/sys/fs/cgroup/onggi-test/build/*")
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*" + testGroup + "/*")
+		more, _ := filepath.Glob("/sys/fs/cgroup" + testGroup + "/*")
 		for _, g := range append(groups, more...) {
 			if fi, err := os.Stat(g); err == nil && fi.IsDir() {
 				t.Errorf("left: %s", g)

@@ -267,7 +267,13 @@ func (s *step) mounts(ctx context.Context, mounts []executor.Mount, in *specInpu
 			return nil, errdefs.New(errdefs.KindOf(err), "mount", m.Dest, err)
 		}
 		if release != nil {
-			u.Push(func(context.Context) error { return release() })
+			u.Push(func(context.Context) error {
+				err := release()
+				for _, l := range list {
+					dropSocketDir(l.Source)
+				}
+				return err
+			})
 		}
 		for _, l := range list {
 			opts := slices.Clone(l.Options)
@@ -278,6 +284,14 @@ func (s *step) mounts(ctx context.Context, mounts []executor.Mount, in *specInpu
 		}
 	}
 	return opened, nil
+}
+
+// dropSocketDir removes the directory of a released SSH socket, which BuildKit
+// leaves behind.
+func dropSocketDir(socket string) {
+	if dir := filepath.Dir(socket); strings.HasPrefix(filepath.Base(dir), ".buildkit-ssh-sock") {
+		os.Remove(dir)
+	}
 }
 
 // openMount makes a detached mount of a ref, or of what its selector names. The
