@@ -223,7 +223,7 @@ func (s *Service) ack(ctx context.Context, k monitor.Key) {
 
 // mainExited moves a container on after its main process ended.
 func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event) {
-	oom, told := s.wasOOMKilled(c)
+	oom, untold := s.wasOOMKilled(c)
 	c.mu.Lock()
 	watched := c.st.PID
 	if r := c.run; r != nil && r.foreign != nil {
@@ -263,7 +263,7 @@ func (s *Service) mainExited(ctx context.Context, c *Container, ev monitor.Event
 	}
 	s.killExecs(c)
 	s.dropExecs(c)
-	if oom && !told {
+	for range untold {
 		s.emit(c, "oom", nil)
 	}
 	_, st := c.view()

@@ -7,7 +7,7 @@ import "github.com/onggi/onggi/internal/linux/cgroup"
 type oomWatch struct {
 	*cgroup.OOMWatch
 	done chan struct{}
-	told bool // once done is closed
+	told uint64 // kills; once done is closed
 }
 
 func (s *Service) watchOOM(c *Container, rec *Record, r *run) {
@@ -24,33 +24,41 @@ func (s *Service) watchOOM(c *Container, rec *Record, r *run) {
 	go func() {
 		defer close(o.done)
 		for {
-			if _, err := o.Wait(); err != nil {
+			n, err := o.Wait()
+			if err != nil {
 				return
 			}
-			o.told = true
-			s.emit(c, "oom", nil)
+			o.told += n
+			for range n {
+				s.emit(c, "oom", nil)
+			}
 		}
 	}()
 }
 
-// end stops the watch, and says whether it told of anything.
-func (o *oomWatch) end() bool {
+// end stops the watch, and says how often it told of a kill.
+func (o *oomWatch) end() uint64 {
 	if o == nil {
-		return false
+		return 0
 	}
 	o.Close()
 	<-o.done
 	return o.told
 }
 
-// wasOOMKilled ends the watching of a container whose process has ended.
-func (s *Service) wasOOMKilled(c *Container) (killed, told bool) {
+// wasOOMKilled ends the watching of a container whose process has ended. untold
+// are the kills that no event has told of.
+func (s *Service) wasOOMKilled(c *Container) (killed bool, untold uint64) {
 	c.mu.Lock()
 	r := c.run
 	c.mu.Unlock()
 	if r == nil || r.group == nil {
-		return false, false
+		return false, 0
 	}
+	told := r.oom.end()
 	n, err := r.group.OOMEvents()
-	return err == nil && n > 0, r.oom.end()
+	if err != nil || n < told {
+		return err == nil && n > 0, 0
+	}
+	return n > 0, n - told
 }

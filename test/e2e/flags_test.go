@@ -307,10 +307,10 @@ func updatedLimits(t *testing.T, e *engine) {
 	e.refuse(1, []string{"larger than memory limit"}, "update", "--memory", "256m", "--memory-swap", "128m", "limited")
 	// What is killed for want of memory is told, though the container lives on.
 	e.refuse(137, nil, "exec", "limited", "tail", "-n", "1", "/dev/zero")
-	told := func() bool {
-		return strings.Contains(e.do("events", "--since", "0", "--until", "0s", "--filter", "container=limited", "--format", "{{.Action}}"), "oom")
+	told := func() int {
+		return strings.Count(e.do("events", "--since", "0", "--until", "0s", "--filter", "container=limited", "--format", "{{.Action}}"), "oom")
 	}
-	for i := 0; !told(); i++ {
+	for i := 0; told() == 0; i++ {
 		if i == 1000 {
 			t.Fatal("no event tells of the end of memory")
 		}
@@ -319,6 +319,9 @@ func updatedLimits(t *testing.T, e *engine) {
 	got := e.do("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}", "limited")
 	if !regexp.MustCompile(`^limited [0-9.]+% [0-9.]+[kKM]iB / 96MiB [0-9.]+k?B / [0-9.]+k?B [0-9.]+[kM]?B / [0-9.]+[kM]?B [1-9]$`).MatchString(got) {
 		t.Errorf("stats: %s", got)
+	}
+	if n := told(); n != 1 {
+		t.Errorf("one kill was told of %d times", n)
 	}
 	if got := e.do("top", "limited", "-o", "pid,user,args"); !regexp.MustCompile(`^PID +USER +COMMAND\n[0-9]+ +root +sleep 1000$`).MatchString(got) {
 		t.Errorf("top: %q", got)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -125,11 +126,37 @@ func (w *OOMWatch) Wait() (uint64, error) {
 			continue
 		}
 		// v1 tells at the group's end too, and of an OOM before the kill is
-		// counted.
-		if !exists(w.d.path) {
-			return 0, os.ErrClosed
+		// counted, and may tell of one twice.
+		if n, err = w.kills(); err != nil || n > 0 {
+			return n, err
 		}
-		return 1, nil
+	}
+}
+
+// killing bounds the wait for a kill that v1 has told of.
+const killing = 100 * time.Millisecond
+
+// kills are those of a group of v1 since it was asked last; 1 also where nobody
+// is killed, since the processes are to wait, or where the kernel counts none.
+func (w *OOMWatch) kills() (uint64, error) {
+	file := w.d.path + "/memory.oom_control"
+	for end := time.Now().Add(killing); ; time.Sleep(2 * time.Millisecond) {
+		off, err := keyed(file, "oom_kill_disable")
+		n, counted := keyed(file, "oom_kill")
+		switch {
+		case !exists(w.d.path):
+			return 0, os.ErrClosed
+		case err != nil:
+			return 0, err
+		case off == 1 || counted != nil:
+			return 1, nil
+		case n > w.count:
+			more := n - w.count
+			w.count = n
+			return more, nil
+		case time.Now().After(end):
+			return 0, nil
+		}
 	}
 }
 

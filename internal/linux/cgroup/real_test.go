@@ -378,15 +378,31 @@ func TestOOMIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	// tail keeps the last line whole, and this line does not end.
-	cmd := asleep(t, g, "tail -n 1 /dev/zero")
-	n, err := w.Wait()
-	if err != nil || n == 0 {
-		t.Errorf("watch: %d %v", n, err)
+	told := make(chan uint64)
+	go func() {
+		var sum uint64
+		for {
+			n, err := w.Wait()
+			if err != nil {
+				told <- sum
+				return
+			}
+			sum += n
+		}
+	}()
+	const times = 4
+	for range times {
+		// tail keeps the last line whole, and this line does not end.
+		asleep(t, g, "tail -n 1 /dev/zero").Wait()
 	}
-	cmd.Wait()
-	if n, err := g.OOMEvents(); err != nil || n == 0 {
+	n, err := g.OOMEvents()
+	if err != nil || n < times {
 		t.Errorf("after: %d %v", n, err)
+	}
+	// It may be closed before it tells of the last ones, but tells of none twice.
+	w.Close()
+	if sum := <-told; sum == 0 || sum > n {
+		t.Errorf("told of %d kills, where there were %d", sum, n)
 	}
 }
 
