@@ -595,8 +595,26 @@ func (s *Store) adoptLocked(key string, l *layer) {
 
 // Remove takes a name away, and the layer with its last name: that is
 // errdefs.Conflict while something lies on it. Its directory is deleted in the
-// background.
+// background; on a full disk it is waited for, since whoever makes room goes on
+// to use it.
 func (s *Store) Remove(ctx context.Context, key string) error {
+	if err := s.remove(key); err != nil {
+		return err
+	}
+	if free, inodes, err := linux.FreeSpace(s.dir); err == nil && (free < fullBytes || inodes >= 0 && inodes < fullInodes) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if err := s.WaitTrash(ctx); err != nil {
+			s.log.Warn("the disk is full, and what was removed is not deleted yet", "error", err)
+		}
+	}
+	return nil
+}
+
+// A disk is full with less than this.
+const fullBytes, fullInodes = 16 << 20, 1000
+
+func (s *Store) remove(key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, err := s.findLocked("remove", key)
