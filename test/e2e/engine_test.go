@@ -58,7 +58,7 @@ func prepareEngine(t testing.TB, flags ...string) *engine {
 		link(t, e, p)
 	}
 	e.flags = append([]string{"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "--pidfile", filepath.Join(dir, "pid"),
-		"-H", "unix://" + e.sock, "--bip", fmt.Sprintf("172.28.%d.1/24", n%250), "--bridge-name", fmt.Sprintf("onggie2e%d", n%1000)}, flags...)
+		"-H", "unix://" + e.sock, "--bip", fmt.Sprintf("172.28.%d.1/24", n%250), "--bridge-name", fmt.Sprintf("e2e%d-%d", os.Getpid()%1e6, n%1000)}, flags...)
 	t.Cleanup(e.end)
 	return e
 }

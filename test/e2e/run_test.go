@@ -195,7 +195,7 @@ func TestNetworks(t *testing.T) {
 	})
 	t.Run("none and host", func(t *testing.T) {
 		equal(t, e.do("run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -o link | wc -l"), "1")
-		equal(t, e.do("run", "--rm", "--network", "host", "busybox", "sh", "-c", "ip -o link | grep -q onggie2e && echo seen"), "seen")
+		equal(t, e.do("run", "--rm", "--network", "host", "busybox", "sh", "-c", "ip -o link | grep -q e2e && echo seen"), "seen")
 	})
 }
 
