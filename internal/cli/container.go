@@ -309,7 +309,10 @@ func setupLogs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 			return flagError("tail", *tail, "want a number of lines, or all")
 		}
 		q := url.Values{"stdout": {"1"}, "stderr": {"1"}, "tail": {*tail}}
-		for k, v := range map[string]bool{"details": *details, "follow": *follow, "timestamps": *times} {
+		if *follow {
+			q.Set("follow", "restarts") // true, to Docker's engine
+		}
+		for k, v := range map[string]bool{"details": *details, "timestamps": *times} {
 			if v {
 				q.Set(k, "1")
 			}

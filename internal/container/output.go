@@ -18,6 +18,7 @@ type LogOptions struct {
 	Since, Until   time.Time
 	Tail           int // 0 = all, negative = none
 	Follow         bool
+	Restarts       bool // follow over restarts, too, until the restart policy makes no more
 	Timestamps     bool
 	Details        bool
 }
@@ -52,8 +53,8 @@ func (s *Service) Logs(ctx context.Context, ref string, o LogOptions, w io.Write
 		go func() {
 			defer close(ended)
 			c.until(fctx, func() bool {
-				restarted := !now.StartedAt.IsZero() && !c.st.StartedAt.Equal(now.StartedAt)
-				return restarted || slices.Contains([]State{Exited, Restarting, Gone, Dead, Removing}, c.st.State)
+				restarted := c.st.State == Restarting || !now.StartedAt.IsZero() && !c.st.StartedAt.Equal(now.StartedAt)
+				return restarted && !o.Restarts || slices.Contains([]State{Exited, Gone, Dead, Removing}, c.st.State)
 			})
 		}()
 	}

@@ -379,6 +379,7 @@ func (s *Server) attachOptions(c *call) (o container.AttachOptions, tty bool, er
 func (s *Server) containerLogs(c *call) error {
 	o := container.LogOptions{
 		Stdout: c.boolean("stdout"), Stderr: c.boolean("stderr"), Follow: c.boolean("follow"), Timestamps: c.boolean("timestamps"), Details: c.boolean("details"),
+		Restarts: c.query("follow") == "restarts", // our own client's
 	}
 	if !o.Stdout && !o.Stderr {
 		return invalid("Bad parameters: must specify at least one of 'stdout' or 'stderr'")

@@ -44,6 +44,33 @@ func parent(t testing.TB, pid int) int {
 	return 0
 }
 
+// onggi logs -f goes on over the restarts of the policy, and ends with the last
+// run; for other clients it ends with each, as in Docker.
+func TestFollowedLogs(t *testing.T) {
+	e := newEngine(t)
+	e.busybox()
+	e.do("create", "--name", "again", "--restart", "on-failure:3", "-v", e.dir+":/d", "busybox", "sh", "-c", "until [ -e /d/go ]; do sleep 0.01; done; echo run; exit 1")
+	e.do("start", "again")
+	cmd := exec.Command(e.cli, "-H", "unix://"+e.sock, "logs", "-f", "again")
+	out, err := cmd.StdoutPipe()
+	if err != nil || cmd.Start() != nil {
+		t.Fatal(err)
+	}
+	docker := make(chan string)
+	go func() {
+		_, body := e.request("GET", "/containers/again/logs?stdout=1&follow=1", "")
+		docker <- body
+	}()
+	write(t, e.dir, map[string]string{"go": ""})
+	got, _ := io.ReadAll(out)
+	if err := cmd.Wait(); err != nil || string(got) != strings.Repeat("run\n", 4) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if body := <-docker; strings.Count(body, "run\n") < 1 {
+		t.Errorf("another client: %q", body)
+	}
+}
+
 func TestRestartPolicies(t *testing.T) {
 	e := newEngine(t)
 	e.busybox()
