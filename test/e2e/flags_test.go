@@ -333,9 +333,21 @@ func TestStorageSize(t *testing.T) {
 	if os.Getenv("ONGGI_VM") == "" {
 		t.Skip("the kernel may have no quotas of ext4 (CONFIG_QFMT_V2): the VM lane's has")
 	}
-	e := prepareEngine(t)
-	e.small(128, "-O", "project,quota", "-E", "quotatype=prjquota")
-	e.wrap[6] = strings.Replace(e.wrap[6], "-o loop", "-o loop,prjquota", 1)
+	t.Run("ext4", func(t *testing.T) {
+		e := prepareEngine(t)
+		e.small(128, "-O", "project,quota", "-E", "quotatype=prjquota")
+		bounded(t, e, "prjquota")
+	})
+	t.Run("xfs", func(t *testing.T) {
+		e := prepareEngine(t)
+		e.disk(320, "mkfs.xfs")
+		bounded(t, e, "prjquota,nouuid") // busybox mounts it by another device for --cleanup
+	})
+}
+
+// bounded shows that a container has room as it is said.
+func bounded(t *testing.T, e *engine, options string) {
+	e.wrap[6] = strings.Replace(e.wrap[6], "-o loop", "-o loop,"+options, 1)
 	e.start()
 	e.busybox()
 	e.do("run", "--name", "bounded", "--storage-opt", "size=4m", "busybox", "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=20 2>&1 | grep -o 'space left\\|quota exceeded' ; df -k / | tail -1 | awk '{print $2}'; rm /big; echo still >/etc/new; mv /etc/new /etc/passwd; cat /etc/passwd")

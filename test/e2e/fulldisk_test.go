@@ -14,6 +14,12 @@ import (
 // is mounted for the engine alone.
 func (e *engine) small(mb int, mkfsOptions ...string) {
 	e.t.Helper()
+	e.disk(mb, "mkfs.ext4", append([]string{"-F", "-m", "0"}, mkfsOptions...)...)
+}
+
+// disk is small with a file system of any kind.
+func (e *engine) disk(mb int, mkfs string, options ...string) {
+	e.t.Helper()
 	img := filepath.Join(e.dir, "disk")
 	f, err := os.Create(img)
 	if err != nil {
@@ -21,9 +27,8 @@ func (e *engine) small(mb int, mkfsOptions ...string) {
 	}
 	f.Truncate(int64(mb) << 20)
 	f.Close()
-	mkfs := testenv.NeedProgram(e.t, "mkfs.ext4")
-	if out, err := exec.Command(mkfs, append(mkfsOptions, "-q", "-F", "-m", "0", img)...).CombinedOutput(); err != nil {
-		e.t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	if out, err := exec.Command(testenv.NeedProgram(e.t, mkfs), append(options, "-q", img)...).CombinedOutput(); err != nil {
+		e.t.Fatalf("%s: %v\n%s", mkfs, err, out)
 	}
 	data := filepath.Join(e.dir, "data")
 	os.Mkdir(data, 0o700)
