@@ -207,6 +207,9 @@ func checkDockerfile(dir string, r ClassicRequest) error {
 	if r.Version == "2" {
 		return nil // its clients expect it of the solver
 	}
+	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
+		return errdefs.Newf(errdefs.Invalid, "", "", "the Dockerfile (%s) cannot be empty", name)
+	}
 	if _, err := parser.Parse(io.LimitReader(f, 16*maxDockerfile)); err != nil {
 		return errdefs.Newf(errdefs.Invalid, "", "", "dockerfile parse error: %v", err)
 	}

@@ -155,7 +155,8 @@ func TestFailuresExplainThemselves(t *testing.T) {
 		{"missing source", map[string]string{"Dockerfile": "FROM scratch\nCOPY nope /x\n"}, 0, []string{"Dockerfile:2", "nope", "not found"}},
 		{"missing image", map[string]string{"Dockerfile": "FROM nosuchimage:1\n"}, 0, []string{"nosuchimage"}},
 		{"missing Dockerfile", map[string]string{"x": ""}, 0, []string{`cannot find the Dockerfile "Dockerfile"`}},
-		{"empty Dockerfile", map[string]string{"Dockerfile": "# nothing\n"}, 0, []string{"file with no instructions"}},
+		{"empty Dockerfile", map[string]string{"Dockerfile": ""}, 0, []string{"the Dockerfile (Dockerfile) cannot be empty"}},
+		{"no instructions", map[string]string{"Dockerfile": "# nothing\n"}, 0, []string{"file with no instructions"}},
 		{"unknown stage", map[string]string{"Dockerfile": "FROM scratch\nCOPY --from=7 a b\n"}, 0, []string{"7"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
