@@ -243,7 +243,7 @@ func addCreateFlags(f *pflag.FlagSet) *createFlags {
 	f.StringVar(&c.pull, "pull", "missing", "pull the image first: always, missing, never")
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "do not show the pull")
 	f.StringVar(&c.cidfile, "cidfile", "", "write the container's id to this file")
-	f.BoolVar(&c.useAPISocket, "use-api-socket", false, "bind the engine's socket into the container")
+	f.BoolVar(&c.useAPISocket, "use-api-socket", false, "give the container the engine's socket and your credentials for registries")
 	f.VarP((*repeated)(&c.attach), "attach", "a", "attach stdin, stdout or stderr only")
 	f.BoolVarP(&c.interactive, "interactive", "i", false, "keep stdin open")
 	f.BoolVarP(&c.tty, "tty", "t", false, "give the container a terminal")
