@@ -335,6 +335,17 @@ func (s *Service) Attach(ctx context.Context, ref string, o AttachOptions, ready
 	} else {
 		o.DetachKeys = nil
 	}
+	// Who was told that the stream is there starts the container at once, and is to
+	// see what it says first.
+	c.mu.Lock()
+	c.greeted++
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.greeted--
+		c.wakeLocked()
+		c.mu.Unlock()
+	}()
 	stream, err := ready()
 	if err != nil {
 		return err
@@ -369,6 +380,17 @@ func finish(st Stream) {
 		return
 	}
 	st.Conn.Close()
+}
+
+// greetPatience bounds how long a start waits for clients that are being
+// attached: one may not read what it is sent first.
+const greetPatience = 5 * time.Second
+
+// awaitGreeted waits until clients that know of their stream are in pending.
+func (c *Container) awaitGreeted(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, greetPatience)
+	defer cancel()
+	c.until(ctx, func() bool { return c.greeted == 0 })
 }
 
 // connect gives a to the monitor now, or to the next start.

@@ -62,6 +62,7 @@ func (s *Service) start(ctx context.Context, c *Container, o StartOptions) error
 			return ctx.Err()
 		}
 	}
+	c.awaitGreeted(ctx)
 	acts, err := c.move(Start, func(st *Status) { st.Error, st.OOMKilled = "", false })
 	if err != nil {
 		return err

@@ -126,6 +126,7 @@ type Container struct {
 	st       Status        // guarded by mu
 	run      *run          // what the current run holds, nil if none; guarded by mu
 	pending  []*attachment // clients that came before the start; guarded by mu
+	greeted  int           // clients that were told of their stream, and are not in pending yet; guarded by mu
 	health   *healthState  // guarded by mu
 	timer    *time.Timer   // the restart that is armed; guarded by mu
 	early    *monitor.Event
