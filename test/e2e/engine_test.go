@@ -206,6 +206,15 @@ func (e *engine) refuse(code int, want []string, args ...string) {
 // request is a request of the API without a client's help.
 func (e *engine) request(method, path, body string) (int, string) {
 	e.t.Helper()
+	resp := e.send(method, path, body)
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data)
+}
+
+// send is request, whose answer is still to be read and closed.
+func (e *engine) send(method, path, body string) *http.Response {
+	e.t.Helper()
 	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.sock)
 	}}, Timeout: time.Minute}
@@ -218,9 +227,7 @@ func (e *engine) request(method, path, body string) (int, string) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	data, _ := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(data)
+	return resp
 }
 
 // busybox imports a root file system of busybox as "busybox".
