@@ -31,10 +31,10 @@
 //
 // A committed layer is durable after Sync, and without it soon after Commit: a
 // syncfs in the background covers all layers committed until then; few large
-// files are synced by themselves. After an
-// unclean boot (another boot id, and no clean Close) layers that were not yet
-// durable are dropped, with what lies on them; an active snapshot on one is
-// kept, and works again once a snapshot of its parent's name is there.
+// files are synced by themselves. After an unclean boot (another boot id, and no
+// clean Close) layers that were not yet durable are dropped, with what lies on
+// them; an active snapshot on one is kept, and works again once a snapshot of its
+// parent's name is there.
 //
 // MountFD gives a mount that is attached nowhere, and so is gone with its last
 // descriptor. It works with hundreds of layers.

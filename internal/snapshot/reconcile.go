@@ -263,12 +263,14 @@ func (s *Store) emptyTrash() {
 // deleteDiscarded deletes what active snapshots leave. Many a container has
 // written nothing: then there is just what overlayfs makes, and no need to look.
 func (s *Store) deleteDiscarded() {
-	s.mu.Lock()
-	ids := s.discarded
-	s.deleting = len(ids) > 0
-	s.discarded = nil
-	s.mu.Unlock()
-	for _, id := range ids {
+	for {
+		s.mu.Lock()
+		if len(s.discarded) == 0 {
+			s.mu.Unlock()
+			return
+		}
+		id := s.discarded[0]
+		s.mu.Unlock()
 		if s.d.Rmdir(layerKey(id)) != nil {
 			s.throw(layerKey(id))
 		}
@@ -280,10 +282,10 @@ func (s *Store) deleteDiscarded() {
 		if s.d.Rmdir(work) != nil {
 			s.throw(work)
 		}
+		s.mu.Lock()
+		s.discarded = s.discarded[1:]
+		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	s.deleting = false
-	s.mu.Unlock()
 }
 
 // deleteTree deletes one entry of the trash, and reports whether to go on.
@@ -315,7 +317,7 @@ func (s *Store) deleteTree(name string) bool {
 func (s *Store) WaitTrash(ctx context.Context) error {
 	for {
 		s.mu.Lock()
-		pending := len(s.discarded) > 0 || s.deleting
+		pending := len(s.discarded) > 0
 		s.mu.Unlock()
 		if !pending { // in this order: what is discarded may go on to the trash
 			entries, err := s.trash.Entries()

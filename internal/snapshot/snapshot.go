@@ -115,9 +115,9 @@ type Store struct {
 	nextID uint64            // guarded by mu
 	closed bool              // guarded by mu
 
-	// discarded are directories of active snapshots that are gone; guarded by mu.
+	// discarded are directories of active snapshots that are gone, as long as they
+	// are there; guarded by mu.
 	discarded []uint64
-	deleting  bool // guarded by mu; some have been taken from it
 
 	spares  chan uint64 // directories made ahead of Prepare
 	used    chan struct{}
