@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,16 +49,20 @@ func InNetNS(ns *os.File, f func() error) error {
 
 // VisitNetNS calls f in the network namespace, on the caller's thread. It is for
 // a few system calls: unlike InNetNS it costs no thread.
+//
+// Preconditions: the caller is not in another namespace.
 func VisitNetNS(ns *os.File, f func() error) error {
-	if homeError != nil {
-		return homeError
-	}
 	runtime.LockOSThread()
+	home, err := homeNetNS()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
 	if err := unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return os.NewSyscallError("setns", err)
 	}
-	err := f()
+	err = f()
 	if back := unix.Setns(int(RawFD(home)), unix.CLONE_NEWNET); back != nil {
 		return os.NewSyscallError("setns", back) // still locked: the thread ends with its goroutine
 	}
@@ -66,10 +71,9 @@ func VisitNetNS(ns *os.File, f func() error) error {
 	return err
 }
 
-// home is the namespace that the process was started in. It is opened at the
-// start: /proc/self is the first thread, which InNetNS may leave elsewhere, as
-// any other.
-var home, homeError = os.Open("/proc/self/ns/net")
+// homeNetNS is the namespace of whoever asks first. /proc/self would be the first
+// thread's, which InNetNS may have left elsewhere.
+var homeNetNS = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") })
 
 // SetNetSysctl writes /proc/sys/net/… of the calling thread's namespace.
 func SetNetSysctl(path, value string) error {
