@@ -409,6 +409,7 @@ var etcFiles = []string{"hostname", "hosts", "resolv.conf"}
 
 func (s *Service) dropEtc(id string) error {
 	dir := s.etcDir(id)
+	// By their names: RemoveAll need not look for them then.
 	for _, name := range etcFiles {
 		os.Remove(filepath.Join(dir, name))
 	}

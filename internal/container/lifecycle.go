@@ -718,10 +718,7 @@ func (s *Service) deleteData(ctx context.Context, c *Container, rec *Record, o R
 	if err := s.o.Snapshots.Remove(ctx, c.id); err != nil && errdefs.KindOf(err) != errdefs.NotFound {
 		errs = append(errs, err)
 	}
-	if os.Remove(s.dir(c.id)) != nil { // quick, and enough for one that has logged nothing
-		errs = append(errs, os.RemoveAll(s.dir(c.id)))
-	}
-	errs = append(errs, s.dropEtc(c.id), s.unlimitRoot(rec))
+	errs = append(errs, os.RemoveAll(s.dir(c.id)), s.dropEtc(c.id), s.unlimitRoot(rec))
 	if rec.HostConfig.IpcMode.IsShareable() {
 		errs = append(errs, s.dropShm(c.id))
 	}

@@ -118,8 +118,11 @@ func (f *foreign) prepare(spec *specs.Spec, root, netns *os.File, mounts map[int
 		}
 		out.Mounts[i].Source = at
 	}
-	for i, m := range out.Mounts { // crun 1.8 takes the target of rro for a directory
-		if fi, err := os.Stat(m.Source); err == nil && !fi.IsDir() && slices.Contains(m.Options, "rro") {
+	for i, m := range out.Mounts { // crun 1.8 takes the target of rro for a directory; beside it there is ro
+		if !slices.Contains(m.Options, "rro") {
+			continue
+		}
+		if fi, err := os.Stat(m.Source); err == nil && !fi.IsDir() {
 			out.Mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rro" })
 		}
 	}
