@@ -190,6 +190,13 @@ func (s *Service) meetOthers() error {
 	if err != nil {
 		return errdefs.New(errdefs.Internal, "read", "the rules of other engines", err)
 	}
+	if len(others) == 0 {
+		return nil
+	}
+	ports, err := netlink.BridgePorts()
+	if err != nil {
+		return errdefs.New(errdefs.Internal, "read", "the bridges of the host", err)
+	}
 	ours := map[string]bool{s.o.BridgeName: !s.o.NoBridge}
 	for _, n := range s.list() {
 		if n.Driver == "bridge" {
@@ -199,11 +206,8 @@ func (s *Service) meetOthers() error {
 	for _, o := range others {
 		shared, inUse, there := "", o.Owned, false
 		for _, b := range o.Bridges {
-			exists, ports, err := netlink.BridgePorts(b)
-			if err != nil {
-				return errdefs.New(errdefs.Internal, "read", "bridge "+b, err)
-			}
-			there, inUse = there || exists, inUse || ports > 0
+			n, exists := ports[b]
+			there, inUse = there || exists, inUse || n > 0
 			if ours[b] {
 				shared = b
 			}

@@ -99,25 +99,23 @@ func BridgeAddrs(name string) (out []netip.Prefix, err error) {
 	return out, err
 }
 
-// BridgePorts reports whether there is a bridge of that name, and what is
-// plugged into it.
-func BridgePorts(name string) (exists bool, ports int, err error) {
+// BridgePorts counts what is plugged into each bridge of the host, by its name.
+func BridgePorts() (map[string]int, error) {
 	all, err := whole(netlink.LinkList)
 	if err != nil {
-		return false, 0, fmt.Errorf("list links: %w", err)
+		return nil, fmt.Errorf("list links: %w", err)
 	}
-	index := 0
+	ports := map[int]int{} // of a link with that index
 	for _, l := range all {
-		if l.Attrs().Name == name && l.Type() == "bridge" {
-			index = l.Attrs().Index
+		ports[l.Attrs().MasterIndex]++
+	}
+	out := map[string]int{}
+	for _, l := range all {
+		if l.Type() == "bridge" {
+			out[l.Attrs().Name] = ports[l.Attrs().Index]
 		}
 	}
-	for _, l := range all {
-		if index != 0 && l.Attrs().MasterIndex == index {
-			ports++
-		}
-	}
-	return index != 0, ports, nil
+	return out, nil
 }
 
 // MaxPorts is how many ports a bridge of Linux has (BR_MAX_PORTS less one).
