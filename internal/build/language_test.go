@@ -60,8 +60,8 @@ var language = []struct {
 		"a":          "",
 	}, map[string]string{"o/one": "uid=1000(app) gid=1001(app) groups=12(more),1001(app)\n", "o/two": "12\n", "o/three": "55:66\n", "o/four": "/o/w/x\n"}, nil},
 	{"shell and onbuild", map[string]string{
-		"Dockerfile": "FROM base AS on\nONBUILD RUN echo on > /on\nFROM on\nSHELL [\"/bin/sh\", \"-xc\"]\nRUN echo x\nRUN [\"sh\", \"-c\", \"echo $0 > /zero\", \"arg\"]\n",
-	}, map[string]string{"on": "on\n", "zero": "arg\n"}, []string{"echo x"}},
+		"Dockerfile": "FROM base AS on\nONBUILD RUN echo on > /on\nFROM on\nSHELL [\"/bin/sh\", \"-xc\"]\nRUN : x\nRUN [\"sh\", \"-c\", \"echo $0 > /zero\", \"arg\"]\n",
+	}, map[string]string{"on": "on\n", "zero": "arg\n"}, []string{"+ : x\n"}},
 	{"workdir and expansion", map[string]string{
 		"Dockerfile": "FROM base\nARG d=dir\nWORKDIR /a\nWORKDIR $d\nWORKDIR ../c\nRUN pwd > /pwd\nENV v=file.tar.gz\nRUN echo ${v%.gz} ${v##*.} > /x\nCOPY ${v%.tar.gz} ${v}\n",
 		"file":       "F",
