@@ -396,7 +396,7 @@ func (s *Service) ruleOf(n *live) nft.Network {
 	s.mu.Unlock()
 	for _, p := range n.IPAM {
 		i := familyIndex(p.Subnet.Addr())
-		y := nft.Subnet{Prefix: p.Subnet, Mode: o.mode[i], NoMasquerade: o.noMasq, SourceIP: o.source[i]}
+		y := nft.Subnet{Prefix: p.Subnet, Gateway: p.Gateway, Mode: o.mode[i], NoMasquerade: o.noMasq, SourceIP: o.source[i]}
 		if at := slices.IndexFunc(bound, func(b netip.AddrPort) bool { return b.Addr() == p.Gateway }); at >= 0 {
 			y.NameServer = bound[at]
 		}

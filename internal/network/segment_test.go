@@ -34,6 +34,11 @@ func TestChooseSegment(t *testing.T) {
 // without communication between them.
 func TestSegments(t *testing.T) {
 	s := service(t, t.TempDir(), Options{IPv6: true})
+	host, _ := os.Open("/proc/self/ns/net")
+	defer host.Close()
+	if err := netlink.LoopbackUp(host); err != nil {
+		t.Fatal(err)
+	}
 	for _, icc := range []string{"true", "false"} {
 		if icc == "false" { // as some distributions set it
 			linux.SetNetSysctl("ipv4/conf/all/rp_filter", "2")
@@ -86,6 +91,11 @@ func TestSegments(t *testing.T) {
 				if got := reaches(ns[i], netip.AddrPortFrom(a, 8060+uint16(len(icc))).String(), "c1"); got != "c1" {
 					t.Errorf("icc %s: from %d to the published port of %s: %q", icc, i, a, got)
 				}
+			}
+		}
+		for _, a := range []string{"127.0.0.1", gw} {
+			if got := reaches(nil, fmt.Sprint(a, ":", 8060+len(icc)), "c1"); got != "c1" {
+				t.Errorf("icc %s: from the host to the published port of %s: %q", icc, a, got)
 			}
 		}
 	}

@@ -51,6 +51,7 @@ const (
 // A Subnet is one family of a network.
 type Subnet struct {
 	Prefix       netip.Prefix
+	Gateway      netip.Addr // the host's address there; invalid = it has none
 	Mode         Mode
 	NoMasquerade bool
 	SourceIP     netip.Addr     // what goes out comes from here; invalid = masquerade

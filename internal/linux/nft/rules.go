@@ -147,10 +147,6 @@ func toLocal() []expr.Any {
 	return []expr.Any{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, eq(1, binaryutil.NativeEndian.PutUint32(2))}
 }
 
-func notToLocal() []expr.Any {
-	return []expr.Any{toLocal()[0], neq(1, binaryutil.NativeEndian.PutUint32(2))}
-}
-
 // conntrack matches connections that have a bit.
 func conntrack(key expr.CtKey, bits uint32) []expr.Any {
 	return []expr.Any{&expr.Ct{Key: key, Register: 1},
@@ -167,6 +163,12 @@ func (f family) is() []expr.Any {
 
 func (f family) load(offset, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}
+}
+
+// hostPort loads the keys of published ports: of one address, and of all.
+func (f family) hostPort() (at, any []expr.Any) {
+	at = []expr.Any{f.load(f.daddrOff, r0), meta(expr.MetaKeyL4PROTO, r0+f.size/4), destPort(r0 + f.size/4 + 1)}
+	return at, []expr.Any{meta(expr.MetaKeyL4PROTO, r0), destPort(r0 + 1)}
 }
 
 func destPort(register uint32) expr.Any {
@@ -255,25 +257,7 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 func (b *ruleset) raw(nets []Network) {
 	raw := b.base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	b.rule(raw, inFrom("lo"), verdict(expr.VerdictReturn))
-	// Where bridges pass their packets to us, those on a segment are seen again on
-	// the first bridge: they are judged and translated there. What goes to the host
-	// may be redirected at once, since that is routed; on the first bridge it would
-	// stay there, and a bridge sends nothing back by the cable that it came from.
-	// The name server listens on the first bridge only.
-	onward := append([]expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept)...)
-	for _, n := range nets {
-		for _, name := range n.Segments {
-			if !n.Routing {
-				b.rule(raw, inFrom(name), onward)
-				continue
-			}
-			b.rule(raw, inFrom(name), notToLocal(), onward)
-			for _, s := range n.Subnets {
-				f := familyOf(s.Prefix.Addr())
-				b.rule(raw, inFrom(name), f.addrIn(f.daddrOff, s.Prefix), []expr.Any{destPort(1), eq(1, []byte{0, 53})}, onward)
-			}
-		}
-	}
+	b.segments(raw, nets)
 	// Loopback addresses are routed to containers, for ports published there:
 	// nobody else may use that way (CVE-2020-8558), nor pretend to come from it.
 	lo := netip.MustParsePrefix("127.0.0.0/8")
@@ -293,6 +277,43 @@ func (b *ruleset) raw(nets []Network) {
 	}
 }
 
+// neighbourPorts is the first port from which containers on segments reach their
+// neighbours' published ports: above those that the host takes for itself (60999).
+var neighbourPorts = binaryutil.BigEndian.PutUint16(61000)
+
+// segments judges what is seen on a segment, where bridges pass their packets to
+// us: it is seen again on the first bridge, and translated there. What goes to a
+// published port is redirected at once, since that is routed; on the first bridge
+// it would stay there, and a bridge sends nothing back by the cable that it came
+// from. So are the answers, which neighbourPorts tells from answers to the host:
+// translated here, those would come to the first bridge with the host's own address.
+// The name server is on the first bridge only.
+func (b *ruleset) segments(raw *nftables.Chain, nets []Network) {
+	onward := append([]expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept)...)
+	for _, n := range nets {
+		if len(n.Segments) == 0 {
+			continue
+		}
+		ch := b.chain("segments-" + n.Bridge)
+		for _, name := range n.Segments {
+			b.rule(raw, inFrom(name), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: ch.Name}})
+		}
+		for _, s := range n.Subnets {
+			f := familyOf(s.Prefix.Addr())
+			b.rule(ch, f.addrIn(f.daddrOff, s.Prefix), []expr.Any{destPort(1), eq(1, []byte{0, 53})}, onward)
+		}
+		for _, f := range families {
+			at, port := f.hostPort()
+			if n.Routing {
+				b.rule(ch, f.is(), toLocal(), at, []expr.Any{b.find("ports_at" + f.suffix)}, verdict(expr.VerdictReturn))
+				b.rule(ch, f.is(), toLocal(), port, []expr.Any{b.find("ports_any" + f.suffix)}, verdict(expr.VerdictReturn))
+				b.rule(ch, f.is(), toLocal(), []expr.Any{destPort(1), &expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: neighbourPorts}}, verdict(expr.VerdictReturn))
+			}
+		}
+		b.rule(ch, onward)
+	}
+}
+
 func (b *ruleset) nat(nets []Network) {
 	pre := b.base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -100)
 	out := b.base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, -100)
@@ -306,8 +327,7 @@ func (b *ruleset) nat(nets []Network) {
 	b.rule(out, families[1].addrIn(families[1].daddrOff, netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn))
 	for _, ch := range []*nftables.Chain{pre, out} {
 		for _, f := range families {
-			port := []expr.Any{meta(expr.MetaKeyL4PROTO, r0), destPort(r0 + 1)}
-			at := []expr.Any{f.load(f.daddrOff, r0), meta(expr.MetaKeyL4PROTO, r0+f.size/4), destPort(r0 + f.size/4 + 1)}
+			at, port := f.hostPort()
 			b.rule(ch, f.is(), toLocal(), at, b.dnat(f, "ports_at"+f.suffix))
 			b.rule(ch, f.is(), toLocal(), port, b.dnat(f, "ports_any"+f.suffix))
 		}
@@ -325,7 +345,14 @@ func (b *ruleset) nat(nets []Network) {
 		for _, s := range n.Subnets {
 			f := familyOf(s.Prefix.Addr())
 			// A container that uses a port published by its neighbour.
-			b.rule(hairpin, f.addrIn(f.saddrOff, s.Prefix), published(), masquerade)
+			neighbour := masquerade
+			if n.Routing && len(n.Segments) > 0 && s.Gateway.IsValid() {
+				b.rule(hairpin, f.addrIn(f.saddrOff, netip.PrefixFrom(s.Gateway, s.Gateway.BitLen())), published(), masquerade)
+				neighbour = []expr.Any{&expr.Immediate{Register: 1, Data: s.Gateway.AsSlice()},
+					&expr.Immediate{Register: 2, Data: neighbourPorts}, &expr.Immediate{Register: 3, Data: []byte{0xff, 0xff}},
+					&expr.NAT{Type: expr.NATTypeSourceNAT, Family: f.protoConst, RegAddrMin: 1, RegProtoMin: 2, RegProtoMax: 3, Specified: true}}
+			}
+			b.rule(hairpin, f.addrIn(f.saddrOff, s.Prefix), published(), neighbour)
 			if s.Mode == Routed || s.NoMasquerade || n.Internal {
 				continue
 			}
@@ -341,10 +368,15 @@ func (b *ruleset) nat(nets []Network) {
 	}
 }
 
+// find looks the key in r0 up in a map, and leaves what is there in r0.
+func (b *ruleset) find(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: r0, DestRegister: r0, IsDestRegSet: true, SetName: set, SetID: b.sets[set].ID}
+}
+
 // dnat sends a packet to what a map has for the key in the registers.
 func (b *ruleset) dnat(f family, set string) []expr.Any {
 	return []expr.Any{
-		&expr.Lookup{SourceRegister: r0, DestRegister: r0, IsDestRegSet: true, SetName: set, SetID: b.sets[set].ID},
+		b.find(set),
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: f.protoConst, RegAddrMin: r0, RegProtoMin: r0 + f.size/4, Specified: true},
 	}
 }
