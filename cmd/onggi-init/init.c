@@ -134,6 +134,44 @@ static i64 inroot(i64 root, const char *path, u64 flags)
 	return r;
 }
 
+// mknew makes an empty file or a directory.
+static i64 mknew(i64 dir, const char *name, int file, i64 mode)
+{
+	i64 fd;
+	if (!file)
+		return sys(NR_mkdirat, dir, name, mode, 0);
+	fd = sys(NR_openat, dir, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, mode);
+	return failed(fd) ? fd : sys(NR_close, fd, 0, 0, 0);
+}
+
+// mkleaf makes what path ends with in a directory that is there, as a handle.
+static i64 mkleaf(i64 root, const char *path, int file, i64 mode)
+{
+	char parent[4096];
+	int n = 0, base = 0;
+	i64 dir, r;
+	for (; path[n]; n++) {
+		if (n == 4095)
+			return -ENAMETOOLONG;
+		parent[n] = path[n];
+		if (path[n] == '/')
+			base = n + 1;
+	}
+	path += base;
+	n -= base;
+	if (!n || (path[0] == '.' && (n == 1 || (n == 2 && path[1] == '.'))))
+		return -ENOENT;
+	parent[base] = 0;
+	dir = inroot(root, parent, O_PATH | O_DIRECTORY);
+	if (failed(dir))
+		return dir;
+	r = mknew(dir, path, file, mode);
+	if (!failed(r))
+		r = inroot(dir, path, O_PATH | O_NOFOLLOW);
+	sys(NR_close, dir, 0, 0, 0);
+	return r;
+}
+
 // mkpath opens path below root as a handle, and makes what is missing: the
 // directories, and at the end a directory or an empty file. Symbolic links that
 // lead nowhere are followed inside the root, as everything else.
@@ -143,6 +181,9 @@ static i64 mkpath(i64 root, const char *path, int file, i64 mode)
 	int links = 0, n = 0, len = 0;
 	i64 r = inroot(root, path, O_PATH);
 	if (r != -ENOENT)
+		return r;
+	r = mkleaf(root, path, file, mode); // the usual case
+	if (!failed(r))
 		return r;
 	while (path[len] && len < 4095) {
 		rest[len] = path[len];
@@ -193,12 +234,7 @@ static i64 mkpath(i64 root, const char *path, int file, i64 mode)
 				return dir;
 			if (!was)
 				base = done;
-			if (last && file)
-				r = sys(NR_openat, dir, base, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, mode);
-			else
-				r = sys(NR_mkdirat, dir, base, file ? 0755 : mode, 0);
-			if (r > 0)
-				sys(NR_close, r, 0, 0, 0);
+			r = mknew(dir, base, last && file, file && !last ? 0755 : mode);
 			sys(NR_close, dir, 0, 0, 0);
 			if (failed(r) && r != -EEXIST)
 				return r;

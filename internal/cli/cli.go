@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 
@@ -75,6 +76,8 @@ func (e *usageError) Error() string { return e.text }
 
 // Main runs the command line and returns the exit code.
 func Main(args []string) int {
+	// There is nothing to do side by side: more threads would only cost their start.
+	runtime.GOMAXPROCS(1)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	e := &env{in: os.Stdin, out: os.Stdout, err: os.Stderr, host: os.Getenv("ONGGI_HOST")}

@@ -321,13 +321,11 @@ const (
 )
 
 // makeVeth makes a pair, one end up on the bridge and the other in the namespace,
-// in two messages: netlink.LinkAdd needs four. One queue each, as the sending side
+// in one packet: netlink.LinkAdd needs four. One queue each, as the sending side
 // takes no lock; the kernel makes one for every processor (Linux 5.17).
 func makeVeth(ns *os.File, e Endpoint) error {
 	q := nl.NewNetlinkRequest(syscall.RTM_NEWLINK, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL|syscall.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(syscall.AF_UNSPEC)
-	msg.Flags, msg.Change = syscall.IFF_UP, syscall.IFF_UP
-	q.AddData(msg)
+	q.AddData(nl.NewIfInfomsg(syscall.AF_UNSPEC))
 	q.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(e.HostName)))
 	q.AddData(nl.NewRtAttr(syscall.IFLA_MASTER, nl.Uint32Attr(uint32(e.Bridge))))
 	info := nl.NewRtAttr(syscall.IFLA_LINKINFO, nil)
@@ -353,7 +351,10 @@ func makeVeth(ns *os.File, e Endpoint) error {
 		return err
 	}
 	defer s.close()
-	_, err = s.do(request{"make it", q}, noLinkLocal(e.HostName))
+	up, msg := linkRequest(syscall.RTM_SETLINK, 0, 0)
+	msg.Flags, msg.Change = syscall.IFF_UP, syscall.IFF_UP
+	up.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(e.HostName)))
+	_, err = s.do(request{"make it", q}, noLinkLocal(e.HostName), request{"bring it up", up})
 	if errors.Is(err, syscall.EAFNOSUPPORT) { // a kernel without IPv6
 		return nil
 	}
@@ -361,8 +362,8 @@ func makeVeth(ns *os.File, e Endpoint) error {
 }
 
 // noLinkLocal keeps a port of a bridge from having an IPv6 address, which it would
-// announce to all other ports. It has no carrier, and so no address, before the
-// other end is up.
+// announce to all other ports. While the port is down nobody is told of the change,
+// for which the kernel would look through all its routes of IPv6.
 func noLinkLocal(port string) request {
 	q, _ := linkRequest(syscall.RTM_SETLINK, 0, 0)
 	q.AddData(nl.NewRtAttr(syscall.IFLA_IFNAME, nl.ZeroTerminated(port)))
