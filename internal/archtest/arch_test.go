@@ -132,6 +132,8 @@ func TestNoBannedNames(t *testing.T) {
 func TestCommandLineStaysLight(t *testing.T) {
 	heavy := map[string]string{
 		"net/http":                 "0.4 ms of start-up and 2 MiB; use internal/api",
+		"crypto/tls":               "0.4 ms of start-up and 2 MiB; use the sibling binary onggi-tls",
+		"crypto/x509":              "use the sibling binary onggi-tls",
 		"text/template":            "it switches off the linker's dead-code elimination",
 		"github.com/moby/buildkit": "use the sibling binary onggi-build",
 		"google.golang.org/grpc":   "use the sibling binary onggi-build",

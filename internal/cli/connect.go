@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -87,25 +85,59 @@ func (e *env) choose(g *globals, t *tlsFiles, aboutContexts bool) error {
 func (e *env) connectWith(t *tlsFiles) error {
 	o := api.Options{Host: e.host, UserAgent: "onggi/" + Version, Dial: dialOf(e.host)}
 	if t.on && o.Dial == nil {
-		cfg := &tls.Config{InsecureSkipVerify: !t.verify, MinVersion: tls.VersionTLS12}
-		if pem, err := os.ReadFile(t.ca); err == nil {
-			cfg.RootCAs = x509.NewCertPool()
-			cfg.RootCAs.AppendCertsFromPEM(pem)
-		} else if t.verify {
-			return fmt.Errorf("read the trusted certificates: %w", err)
-		}
-		if cert, err := tls.LoadX509KeyPair(t.cert, t.key); err == nil {
-			cfg.Certificates = []tls.Certificate{cert}
-		}
 		addr := strings.TrimPrefix(e.host, "tcp://")
-		cfg.ServerName, _, _ = net.SplitHostPort(addr)
-		o.Dial = func(ctx context.Context) (net.Conn, error) {
-			return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", addr)
-		}
+		o.Dial = func(ctx context.Context) (net.Conn, error) { return e.dialTLS(ctx, addr, t) }
 	}
 	var err error
 	e.client, err = api.New(o)
 	return err
+}
+
+// dialTLS connects to an engine, and has a program speak TLS on the connection.
+func (e *env) dialTLS(ctx context.Context, addr string, t *tlsFiles) (net.Conn, error) {
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	far, err := raw.(*net.TCPConn).File()
+	if err != nil {
+		return nil, err
+	}
+	defer far.Close()
+	name, _, _ := net.SplitHostPort(addr)
+	cmd := exec.Command(e.sibling("onggi-tls"), fmt.Sprintf("--verify=%t", t.verify), "--name", name, "--ca", t.ca, "--cert", t.cert, "--key", t.key)
+	cmd.ExtraFiles = []*os.File{far}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the terminal's interrupts are ours to answer
+	conn, err := through(cmd)
+	if err != nil {
+		return nil, &hinted{fmt.Errorf("connect to %s: %w", e.host, err), "install onggi-tls beside onggi"}
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	said := []byte{1}
+	if _, err := io.ReadFull(conn, said); err == nil && said[0] == 0 {
+		return conn, nil
+	}
+	why, _ := io.ReadAll(conn)
+	conn.Close()
+	return nil, &hinted{fmt.Errorf("connect to %s: %s", e.host, why), "look at --tlscacert, --tlscert and --tlskey (DOCKER_CERT_PATH)"}
+}
+
+// through starts a program and returns its stdin and stdout as a connection.
+func through(cmd *exec.Cmd) (net.Conn, error) {
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), cmd.Path), os.NewFile(uintptr(pair[1]), cmd.Path)
+	defer ours.Close()
+	defer theirs.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	go cmd.Wait()
+	return net.FileConn(ours)
 }
 
 // dialOf returns the way to an ssh:// address, nil for others: the other end
@@ -128,22 +160,11 @@ func dialOf(host string) func(context.Context) (net.Conn, error) {
 	}
 	args = append(args, "system", "dial-stdio")
 	return func(ctx context.Context) (net.Conn, error) {
-		// One end of a pair is the program's stdin and stdout, the other our
-		// connection.
-		pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		conn, err := through(exec.Command("ssh", args...))
 		if err != nil {
-			return nil, err
-		}
-		ours, theirs := os.NewFile(uintptr(pair[0]), "ssh"), os.NewFile(uintptr(pair[1]), "ssh")
-		defer ours.Close()
-		defer theirs.Close()
-		cmd := exec.Command("ssh", args...)
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
-		if err := cmd.Start(); err != nil {
 			return nil, &hinted{fmt.Errorf("connect to %s: %w", host, err), "install an ssh client"}
 		}
-		go cmd.Wait()
-		return net.FileConn(ours)
+		return conn, nil
 	}
 }
 

@@ -54,7 +54,7 @@ func prepareEngine(t testing.TB, flags ...string) *engine {
 	}
 	n := int(engines.Add(1)) + os.Getpid()%60*4
 	e := &engine{t: t, dir: dir, sock: filepath.Join(dir, "run/onggi.sock"), cli: testenv.Binary(t, "onggi")}
-	for _, p := range []string{"onggi-monitor", "onggi-build", "onggi-format"} {
+	for _, p := range []string{"onggi-monitor", "onggi-build", "onggi-format", "onggi-tls"} {
 		link(t, e, p)
 	}
 	e.flags = append([]string{"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "--pidfile", filepath.Join(dir, "pid"),

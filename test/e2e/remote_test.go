@@ -72,6 +72,25 @@ func TestBuildOnAnotherMachine(t *testing.T) {
 			os.RemoveAll(dir + "/bad")
 		})
 	}
+	t.Run("tls", func(t *testing.T) {
+		others := certificates(t)
+		for _, c := range []struct {
+			ca, port string
+			args     []string
+			want     string
+		}{
+			{certs, port, []string{"run", "--rm", "-i", "busybox", "cat"}, "typed"},
+			{others, port, []string{"ps"}, "connect to tcp://127.0.0.1:" + port + ": tls: "},
+			{certs, fmt.Sprint(freePort(t)), []string{"ps"}, "no engine answers"},
+		} {
+			cmd := exec.Command(e.cli, append([]string{"-H", "tcp://127.0.0.1:" + c.port, "--tlsverify", "--tlscacert", c.ca + "/ca.pem",
+				"--tlscert", certs + "/cert.pem", "--tlskey", certs + "/key.pem"}, c.args...)...)
+			cmd.Stdin = strings.NewReader("typed")
+			if out, err := cmd.CombinedOutput(); (err == nil) != (c.args[0] == "run") || !strings.Contains(string(out), c.want) {
+				t.Errorf("%v: %v\n%s", c.args, err, out)
+			}
+		}
+	})
 	t.Run("nobody there", func(t *testing.T) {
 		e.signal(9)
 		out, err := exec.Command(e.cli, "-H", "ssh://me@"+shell+e.sock, "build", dir).CombinedOutput()
