@@ -120,7 +120,7 @@ func (s *Service) launch(ctx context.Context, c *Container, rec *Record, attach 
 	for _, a := range attach {
 		q.Attach = append(q.Attach, a.specs()...)
 	}
-	receiver, err := s.connectLog(rec)
+	receiver, err := s.connectLog(ctx, rec)
 	if err != nil {
 		return nil, st, err
 	}

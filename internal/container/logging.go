@@ -184,21 +184,20 @@ type shipping struct {
 	done   chan struct{} // closed when nothing is sent any more
 }
 
-func (s *Service) openSink(rec *Record) (sink.Sink, error) {
-	l := rec.HostConfig.LogConfig
+func sinkSource(rec *Record) sink.Source {
 	src := logSource(rec)
-	src.Tag = logTag(cmpOr(l.Config["tag"], "{{.ID}}"), rec)
-	return sink.Open(l.Type, l.Config, src)
+	src.Tag = logTag(cmpOr(rec.HostConfig.LogConfig.Config["tag"], "{{.ID}}"), rec)
+	return src
 }
 
 // connectLog reaches the receiver of a container's log before the container
 // runs, as Docker does, so that a wrong address is told to who starts it.
-func (s *Service) connectLog(rec *Record) (sink.Sink, error) {
+func (s *Service) connectLog(ctx context.Context, rec *Record) (sink.Sink, error) {
 	l := rec.HostConfig.LogConfig
 	if !sink.Known(l.Type) || sink.Async(l.Config) {
 		return nil, nil
 	}
-	k, err := s.openSink(rec)
+	k, err := sink.Connect(ctx, l.Type, l.Config, sinkSource(rec))
 	if err != nil {
 		return nil, errdefs.WithHint(errdefs.New(errdefs.KindOf(err), "", "failed to initialize logging driver", err), "start the receiver, or use another --log-driver")
 	}
@@ -244,7 +243,7 @@ func (s *Service) shipAll(ctx context.Context, rec *Record, to sink.Sink, ended 
 		}
 		saved = time.Now()
 	}
-	spec := s.logSpec(rec)
+	spec, l := s.logSpec(rec), rec.HostConfig.LogConfig
 	told := ""
 	for pause := firstBackoff; ; pause = min(2*pause, maxBackoff) {
 		err := logs.Read(ctx, spec, logs.ReadOptions{After: pos, Follow: true, Ended: ended, CaughtUp: func() {
@@ -253,7 +252,7 @@ func (s *Service) shipAll(ctx context.Context, rec *Record, to sink.Sink, ended 
 			}
 		}}, func(e logs.Entry) (err error) {
 			if to == nil { // only where there is something to send
-				if to, err = s.openSink(rec); err != nil {
+				if to, err = sink.Open(l.Type, l.Config, sinkSource(rec)); err != nil {
 					return err
 				}
 			}

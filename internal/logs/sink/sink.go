@@ -16,9 +16,12 @@ package sink
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 	"text/template"
 	"time"
 
@@ -122,6 +125,26 @@ func Open(name string, opts map[string]string, s Source) (Sink, error) {
 		return nil, errdefs.New(errdefs.Unavailable, "connect to", name, err)
 	}
 	return k, nil
+}
+
+// Connect opens as Open does, but gives a receiver that refuses two seconds: one
+// that was started just before may not listen yet. (Docker's proxy accepts for
+// it from the moment its port is published.)
+func Connect(ctx context.Context, name string, opts map[string]string, s Source) (Sink, error) {
+	end := time.After(2 * time.Second)
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		k, err := Open(name, opts, s)
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return k, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-end:
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
 }
 
 func invalid(format string, args ...any) error {

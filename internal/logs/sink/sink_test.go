@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -113,6 +114,35 @@ func TestFluentd(t *testing.T) {
 	if len(b) > 0 {
 		t.Errorf("%d bytes more", len(b))
 	}
+}
+
+// waits is a context whose first waiter has listen called.
+type waits struct {
+	context.Context
+	listen func()
+}
+
+func (w waits) Done() <-chan struct{} { w.listen(); return w.Context.Done() }
+
+// TestReceiverNotReady has the receiver listen once a first try was refused.
+func TestReceiverNotReady(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	refused := 0
+	ctx := waits{t.Context(), func() {
+		if refused++; refused == 1 {
+			stream(t, "tcp", addr)
+		}
+	}}
+	k, err := Connect(ctx, "fluentd", map[string]string{"fluentd-address": addr}, source)
+	if err != nil || refused != 1 {
+		t.Fatalf("refused %d times: %v", refused, err)
+	}
+	k.Close()
 }
 
 func TestGELF(t *testing.T) {
