@@ -169,8 +169,14 @@ func TestFailuresExplainThemselves(t *testing.T) {
 					t.Errorf("no %q in: %v", w, err)
 				}
 			}
-			if c.code != 0 && ms[len(ms)-1].ErrorDetail.Code != c.code {
-				t.Errorf("exit code %d, want %d", ms[len(ms)-1].ErrorDetail.Code, c.code)
+			if c.code != 0 {
+				d := ms[len(ms)-1].ErrorDetail
+				if d.Code != c.code {
+					t.Errorf("exit code %d, want %d", d.Code, c.code)
+				}
+				if want := "\nThe command '/bin/sh -c exit 3' returned a non-zero code: 3"; !strings.HasSuffix(d.Message, want) {
+					t.Errorf("no %q in %q", want, d.Message)
+				}
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -225,11 +226,25 @@ func (w *classicWriter) failed(err error) {
 	var f *failedStep
 	if errors.As(err, &f) {
 		d.Code = f.code
+		if w.plain && f.code != 0 {
+			d.Message += returned(f)
+		}
 	}
 	for _, m := range w.held {
 		w.emit(m)
 	}
 	w.emit(Message{Error: d.Message, ErrorDetail: d})
+}
+
+// returned says how a RUN ended as the old builder did: scripts look for it.
+func returned(f *failedStep) string {
+	_, rest, _ := strings.Cut(f.err.Error(), "process ")
+	quoted, _ := strconv.QuotedPrefix(rest)
+	command, err := strconv.Unquote(quoted)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("\nThe command '%s' returned a non-zero code: %d", command, f.code)
 }
 
 func (w *classicWriter) built(id string, tags []string) error {
