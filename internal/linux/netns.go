@@ -12,23 +12,14 @@ import (
 
 // NewNetNS makes a network namespace. It lives as long as the descriptor, or a
 // process in it; nothing is mounted.
-func NewNetNS() (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends, the namespace stays
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, os.NewSyscallError("unshare", err)}
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		done <- result{f, err}
-	}()
-	r := <-done
-	return r.f, r.err
+//
+// Preconditions: the caller is not in another namespace.
+func NewNetNS() (ns *os.File, err error) {
+	err = away(func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }, func() error {
+		ns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	return ns, err
 }
 
 // InNetNS calls f on a thread in the network namespace.
@@ -52,22 +43,26 @@ func InNetNS(ns *os.File, f func() error) error {
 //
 // Preconditions: the caller is not in another namespace.
 func VisitNetNS(ns *os.File, f func() error) error {
+	defer runtime.KeepAlive(ns)
+	return away(func() error { return os.NewSyscallError("setns", unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET)) }, f)
+}
+
+// away goes to another namespace, calls f there, and comes back.
+func away(gone, f func() error) error {
 	runtime.LockOSThread()
 	home, err := homeNetNS()
+	if err == nil {
+		err = gone()
+	}
 	if err != nil {
 		runtime.UnlockOSThread()
 		return err
-	}
-	if err := unix.Setns(int(RawFD(ns)), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return os.NewSyscallError("setns", err)
 	}
 	err = f()
 	if back := unix.Setns(int(RawFD(home)), unix.CLONE_NEWNET); back != nil {
 		return os.NewSyscallError("setns", back) // still locked: the thread ends with its goroutine
 	}
 	runtime.UnlockOSThread()
-	runtime.KeepAlive(ns)
 	return err
 }
 
