@@ -496,7 +496,10 @@ func resolvConf(host []byte, h *HostConfig) []byte {
 
 func (s *Service) sandboxRequest(rec *Record, hostname string) network.SandboxRequest {
 	h := rec.HostConfig
-	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: extraHosts(h.ExtraHosts, s.o.Defaults.HostGateway), Links: linksOf(rec)}
+	q := network.SandboxRequest{ContainerID: rec.ID, Name: rec.Name, Hostname: hostname, Domainname: rec.Config.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: extraHosts(h.ExtraHosts, s.o.Defaults.HostGateway)}
+	if !h.NetworkMode.IsUserDefined() {
+		q.Links = linksOf(rec)
+	}
 	for _, d := range h.DNS {
 		q.DNS = append(q.DNS, d.String())
 	}
@@ -504,6 +507,9 @@ func (s *Service) sandboxRequest(rec *Record, hostname string) network.SandboxRe
 	for name, ep := range rec.Networks {
 		e := endpointRequest(name, ep.Copy(), rec)
 		if name == primary {
+			if h.NetworkMode.IsUserDefined() {
+				e.Links = append(e.Links, linksOf(rec)...)
+			}
 			q.Endpoints = slices.Insert(q.Endpoints, 0, e)
 		} else {
 			q.Endpoints = append(q.Endpoints, e)

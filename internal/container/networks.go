@@ -131,8 +131,10 @@ func (s *Service) Unlink(ctx context.Context, ref string) error {
 		return err
 	}
 	s.expectEtc(c)
-	if _, err := s.o.Networks.SetLinks(ctx, c.id, linksOf(&r)); err != nil {
-		return err
+	if !h.NetworkMode.IsUserDefined() {
+		if _, err := s.o.Networks.SetLinks(ctx, c.id, linksOf(&r)); err != nil {
+			return err
+		}
 	}
 	return s.refreshEtc(c)
 }

@@ -615,3 +615,14 @@ func TestLinkToNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A link belongs to the network that the container was made on.
+func TestLinksOfNetworks(t *testing.T) {
+	for mode, own := range map[container.NetworkMode]bool{"bridge": false, "mine": true} {
+		rec := &Record{ID: strings.Repeat("ab", 32), HostConfig: &HostConfig{NetworkMode: mode, Links: []string{"web:front"}}, Config: &Config{}, Networks: map[string]*network.EndpointSettings{string(mode): {}, "other": {}}}
+		q := (&Service{}).sandboxRequest(rec, "h")
+		if (len(q.Links) == 0) != own || (len(q.Endpoints[0].Links) == 1) != own || len(q.Endpoints[1].Links) != 0 {
+			t.Errorf("%s: links %v, of networks %+v", mode, q.Links, q.Endpoints)
+		}
+	}
+}

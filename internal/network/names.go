@@ -97,8 +97,11 @@ func (s *Service) lookup(b *sandbox, networkID, name string) (out []netip.Addr) 
 		return s.lookupLocked(networkID, name)
 	}
 	for _, e := range s.rankedLocked(b) {
-		target := name
-		for _, l := range slices.Concat(e.Links, b.Request.Links) {
+		target, links := name, e.Links // names of one network
+		if e.NetworkName == "bridge" {
+			links = slices.Concat(links, b.Request.Links)
+		}
+		for _, l := range links {
 			if strings.EqualFold(l.Alias, name) {
 				target = l.Target
 			}

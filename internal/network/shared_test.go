@@ -293,6 +293,20 @@ func TestNamesOfAllNetworks(t *testing.T) {
 	if got := ask1(c, "store"); len(got) != 1 || got[0] != db.Endpoints[0].IPv4.Addr().String() {
 		t.Errorf("store: %v", got)
 	}
+	// A link is of one network, also where both meet on another.
+	dbID := fmt.Sprintf("%064s", "db")
+	if _, err := s.Connect(ctx, dbID, EndpointRequest{Network: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Disconnect(ctx, dbID, "bridge", false); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask1(c, "store"); len(got) != 0 {
+		t.Errorf("a link of the default network answers for another: %v", got)
+	}
+	if _, err := s.Connect(ctx, dbID, EndpointRequest{Network: "bridge"}); err != nil {
+		t.Fatal(err)
+	}
 	if rev, _ := dns.ReverseAddr(want); true {
 		if got, _ := ask(t, s.sandboxes[id].ns, c.Endpoints[0].Gateway4.String(), rev, dns.TypePTR); len(got) != 1 || got[0] != "web.b." {
 			t.Errorf("the name of %s: %v", want, got)
