@@ -130,30 +130,37 @@ func (s *Service) mountPoints(rec *Record) []container.MountPoint {
 }
 
 func networkSettings(rec *Record, st Status) *container.NetworkSettings {
-	out := &container.NetworkSettings{Ports: portMap(rec, st), Networks: map[string]*network.EndpointSettings{}}
-	live := st.State.HasProcess()
-	for name, ep := range rec.Networks {
-		e := ep.Copy()
-		out.Networks[name] = e
-	}
-	if live {
+	out := &container.NetworkSettings{Ports: portMap(rec, st), Networks: endpoints(rec, st)}
+	if st.State.HasProcess() {
 		out.SandboxID = rec.ID
 		out.SandboxKey = "/proc/" + strconv.Itoa(st.PID) + "/ns/net"
-		for _, e := range st.Sandbox.Endpoints {
-			// The request may have used the network's ID.
-			ep := out.Networks[e.NetworkName]
-			for name := range out.Networks {
-				if ep == nil && e.NetworkID != "" && strings.HasPrefix(e.NetworkID, name) {
-					ep = out.Networks[name]
-					delete(out.Networks, name)
-				}
+	}
+	return out
+}
+
+// endpoints are what was asked of each network, and what a live container got.
+func endpoints(rec *Record, st Status) map[string]*network.EndpointSettings {
+	out := make(map[string]*network.EndpointSettings, len(rec.Networks))
+	for name, ep := range rec.Networks {
+		out[name] = ep.Copy()
+	}
+	if !st.State.HasProcess() {
+		return out
+	}
+	for _, e := range st.Sandbox.Endpoints {
+		// The request may have used the network's ID.
+		ep := out[e.NetworkName]
+		for name := range out {
+			if ep == nil && e.NetworkID != "" && strings.HasPrefix(e.NetworkID, name) {
+				ep = out[name]
+				delete(out, name)
 			}
-			if ep == nil {
-				ep = &network.EndpointSettings{}
-			}
-			fillEndpoint(ep, e)
-			out.Networks[e.NetworkName] = ep
 		}
+		if ep == nil {
+			ep = &network.EndpointSettings{}
+		}
+		fillEndpoint(ep, e)
+		out[e.NetworkName] = ep
 	}
 	return out
 }
@@ -240,14 +247,15 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 		st     Status
 		health *container.HealthSummary
 	}
-	var list []entry
-	for _, c := range s.all() {
+	found := s.all()
+	list := make([]*entry, 0, len(found))
+	for _, c := range found {
 		c.mu.Lock()
 		e := entry{rec: c.rec, st: c.st, health: c.health.summary()}
 		c.mu.Unlock()
-		list = append(list, e)
+		list = append(list, &e)
 	}
-	slices.SortFunc(list, func(a, b entry) int {
+	slices.SortFunc(list, func(a, b *entry) int {
 		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(a.rec.ID, b.rec.ID))
 	})
 	linked := map[string][]string{}
@@ -256,20 +264,27 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 			linked[l.Target] = append(linked[l.Target], "/"+e.rec.Name+"/"+l.Alias)
 		}
 	}
-	images := map[string][]string{} // what names mean now
-	out := []container.Summary{}
-	for _, e := range list {
+	list = slices.DeleteFunc(list, func(e *entry) bool {
 		if e.st.State == Gone {
-			continue
+			return true
 		}
-		state := apiState(e.st)
-		if !o.All && !all && o.Limit <= 0 && state != container.StateRunning && state != container.StatePaused && state != container.StateRestarting {
-			continue
+		if !o.All && !all && o.Limit <= 0 {
+			switch apiState(e.st) {
+			case container.StateRunning, container.StatePaused, container.StateRestarting:
+			default:
+				return true
+			}
 		}
-		if !match(e.rec, e.st, e.health) {
-			continue
-		}
-		sum := s.summary(e.rec, e.st, e.health, o.Brief)
+		return !match(e.rec, e.st, e.health)
+	})
+	if o.Limit > 0 && len(list) > o.Limit {
+		list = list[:o.Limit]
+	}
+	images := map[string][]string{} // what names mean now
+	out := make([]container.Summary, len(list))
+	for i, e := range list {
+		sum := &out[i]
+		*sum = s.summary(e.rec, e.st, e.health, o.Brief)
 		sum.Names = append(sum.Names, linked[e.rec.ID]...)
 		if _, known := images[sum.Image]; !known {
 			img, _ := s.o.Images.Get(sum.Image)
@@ -280,10 +295,6 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]container.Summary,
 		}
 		if o.Size {
 			sum.SizeRw, sum.SizeRootFs = s.sizes(ctx, e.rec)
-		}
-		out = append(out, sum)
-		if o.Limit > 0 && len(out) == o.Limit {
-			break
 		}
 	}
 	return out, nil
@@ -300,25 +311,13 @@ func orEmpty[T any](s []T) []T {
 func (s *Service) summary(rec *Record, st Status, health *container.HealthSummary, brief bool) container.Summary {
 	sum := container.Summary{
 		ID: rec.ID, Names: []string{"/" + rec.Name}, Image: rec.Config.Image, ImageID: rec.ImageID, Command: shownCommand(rec.Config),
-		Created: rec.Created.Unix(), Ports: []container.PortSummary{}, State: apiState(st), Status: statusText(st, health, time.Now()), Health: health,
+		Created: rec.Created.Unix(), Ports: portSummaries(rec, st), State: apiState(st), Status: statusText(st, health, time.Now()), Health: health,
 	}
-	for port, bindings := range portMap(rec, st) {
-		if len(bindings) == 0 {
-			sum.Ports = append(sum.Ports, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
-		}
-		for _, b := range bindings {
-			hp, _ := strconv.ParseUint(b.HostPort, 10, 16)
-			sum.Ports = append(sum.Ports, container.PortSummary{IP: b.HostIP, PrivatePort: port.Num(), PublicPort: uint16(hp), Type: string(port.Proto())})
-		}
-	}
-	slices.SortFunc(sum.Ports, func(a, b container.PortSummary) int {
-		return cmpInts(int(a.PrivatePort)-int(b.PrivatePort), strings.Compare(a.Type, b.Type), int(a.PublicPort)-int(b.PublicPort), a.IP.Compare(b.IP))
-	})
 	if brief {
 		return sum
 	}
 	sum.Labels, sum.Mounts = rec.Config.Labels, s.mountPoints(rec)
-	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: networkSettings(rec, st).Networks}
+	sum.NetworkSettings = &container.NetworkSettingsSummary{Networks: endpoints(rec, st)}
 	sum.HostConfig.NetworkMode = string(rec.HostConfig.NetworkMode)
 	sum.HostConfig.Annotations = rec.HostConfig.Annotations
 	if m := rec.ImageManifest; m != nil {
@@ -327,36 +326,59 @@ func (s *Service) summary(rec *Record, st Status, health *container.HealthSummar
 	return sum
 }
 
+// portSummaries is portMap as a list has it.
+func portSummaries(rec *Record, st Status) []container.PortSummary {
+	out := []container.PortSummary{}
+	if !st.State.HasProcess() {
+		return out
+	}
+	published := map[network.Port]bool{}
+	for _, p := range st.Sandbox.Ports {
+		if port, ok := network.PortFrom(p.Port, network.IPProtocol(p.Proto)); ok {
+			published[port] = true
+			out = append(out, container.PortSummary{IP: p.HostIP, PrivatePort: p.Port, PublicPort: p.HostPort, Type: p.Proto})
+		}
+	}
+	for port := range rec.Config.ExposedPorts {
+		if !published[port] {
+			out = append(out, container.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
+		}
+	}
+	slices.SortFunc(out, func(a, b container.PortSummary) int {
+		return cmpInts(int(a.PrivatePort)-int(b.PrivatePort), strings.Compare(a.Type, b.Type), int(a.PublicPort)-int(b.PublicPort), a.IP.Compare(b.IP))
+	})
+	return out
+}
+
 // shownCommand quotes what would not be one word in a shell.
 func shownCommand(c *Config) string {
-	var out []string
-	for i, a := range commandLine(c) {
+	args := commandLine(c)
+	for i, a := range args {
 		if i > 0 && strings.ContainsAny(a, " \t\n'\"") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+			args[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 		}
-		out = append(out, a)
 	}
-	return strings.Join(out, " ")
+	return strings.Join(args, " ")
 }
 
 // statusText is Docker's sentence about a container's state.
 func statusText(st Status, health *container.HealthSummary, now time.Time) string {
-	up := humanDuration(now.Sub(st.StartedAt))
-	ago := humanDuration(now.Sub(st.FinishedAt))
+	up := func() string { return "Up " + humanDuration(now.Sub(st.StartedAt)) }
+	ago := func() string { return humanDuration(now.Sub(st.FinishedAt)) + " ago" }
 	switch apiState(st) {
 	case container.StatePaused:
-		return "Up " + up + " (Paused)"
+		return up() + " (Paused)"
 	case container.StateRunning:
 		if health != nil && health.Status != container.NoHealthcheck {
 			text := string(health.Status)
 			if health.Status == container.Starting {
 				text = "health: starting"
 			}
-			return "Up " + up + " (" + text + ")"
+			return up() + " (" + text + ")"
 		}
-		return "Up " + up
+		return up()
 	case container.StateRestarting:
-		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, ago)
+		return fmt.Sprintf("Restarting (%d) %s", st.ExitCode, ago())
 	case container.StateRemoving:
 		return "Removal In Progress"
 	case container.StateDead:
@@ -367,7 +389,7 @@ func statusText(st Status, health *container.HealthSummary, now time.Time) strin
 	if st.FinishedAt.IsZero() {
 		return ""
 	}
-	return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, ago)
+	return fmt.Sprintf("Exited (%d) %s", st.ExitCode, ago())
 }
 
 // humanDuration says about how long, as Docker words it. A clock that was set
