@@ -145,8 +145,7 @@ func (e *env) words(ctx context.Context, cmd *command, last string) []string {
 			out = append(out, im.RepoTags...)
 		}
 	case strings.Contains(cmd.args, "CONTAINER") || strings.Contains(cmd.args, "NAME|ID"):
-		var cs []api.ContainerSummary
-		e.client.Call(ctx, "GET", "/containers/json", url.Values{"all": {"1"}}, nil, &cs)
+		cs, _ := e.client.Containers(ctx, url.Values{"all": {"1"}, "onggi-brief": {"1"}})
 		for _, c := range cs {
 			for _, n := range c.Names {
 				out = append(out, strings.TrimPrefix(n, "/"))

@@ -346,6 +346,12 @@ func (e *env) call(ctx context.Context, method, path string, query url.Values, i
 	return e.retry(ctx, func() error { return e.client.Call(ctx, method, path, query, in, out) })
 }
 
+// containers is Client.Containers with an engine started where needed.
+func (e *env) containers(ctx context.Context, query url.Values) (list []api.ContainerSummary, err error) {
+	err = e.retry(ctx, func() error { list, err = e.client.Containers(ctx, query); return err })
+	return list, err
+}
+
 // do is Client.Do with an engine started where needed. The body of q is sent
 // once only: nothing was read from it when no engine answered.
 func (e *env) do(ctx context.Context, q api.Request) (resp *api.Response, err error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -66,6 +67,8 @@ func filters(set []string) (url.Values, error) {
 	return q, nil
 }
 
+var psColumns = []string{"ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"}
+
 func setupPs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 	all := f.BoolP("all", "a", false, "stopped ones too")
 	filter := f.StringArrayP("filter", "f", nil, "only those that match: status=running")
@@ -96,27 +99,39 @@ func setupPs(e *env, f *pflag.FlagSet) func(context.Context, []string) error {
 		if withSize {
 			q.Set("size", "1")
 		}
-		if *quiet || *format == "" || *format == "table" {
-			q.Set("onggi-brief", "1") // Docker's engine ignores it
+		brief := briefEnough(*format)
+		if brief {
+			q.Set("onggi-brief", "1")
 		}
-		var cs []api.ContainerSummary
-		if err := e.call(ctx, "GET", "/containers/json", q, nil, &cs); err != nil {
+		cs, err := e.containers(ctx, q)
+		if err != nil {
 			return err
 		}
-		l := &list{columns: []string{"ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"}, quiet: "ID",
+		l := &list{columns: psColumns, quiet: "ID",
 			titles: map[string]string{"ID": "CONTAINER ID", "RunningFor": "CREATED"}}
 		if *size {
-			l.columns = append(l.columns, "Size")
+			l.columns = append(slices.Clip(psColumns), "Size")
 		}
 		now := time.Now()
+		l.rows = make([]row, 0, len(cs))
 		for _, c := range cs {
-			l.rows = append(l.rows, psRow(c, now, *noTrunc))
+			l.rows = append(l.rows, psRow(&c, now, *noTrunc, brief))
 		}
 		return e.show(l, *format, *quiet)
 	}
 }
 
-func psRow(c api.ContainerSummary, now time.Time, noTrunc bool) row {
+// briefEnough tells that a format shows no more than the table's own columns.
+func briefEnough(format string) bool {
+	pieces, ok := simpleTemplate(strings.TrimPrefix(format, "table "))
+	for _, p := range pieces {
+		ok = ok && (p.path == nil || len(p.path) == 1 && (p.path[0] == "Size" || slices.Contains(psColumns, p.path[0])))
+	}
+	return ok && format != "json"
+}
+
+// psRow describes a container; brief has no more than the table's own columns.
+func psRow(c *api.ContainerSummary, now time.Time, noTrunc, brief bool) row {
 	id, command, image := c.ID, strconv.Quote(c.Command), c.Image
 	if !noTrunc {
 		id, command = shortID(id), `"`+ellipsis(strings.Trim(command, `"`), 18)+`"`
@@ -124,13 +139,23 @@ func psRow(c api.ContainerSummary, now time.Time, noTrunc bool) row {
 			image = shortID(image)
 		}
 	}
-	var names, mounts, networks, labels []string
+	var names []string
 	for _, n := range c.Names {
 		n = strings.TrimPrefix(n, "/")
 		if noTrunc || !strings.Contains(n, "/") {
 			names = append(names, n)
 		}
 	}
+	created := time.Unix(c.Created, 0)
+	size := humanSize(c.SizeRw)
+	if c.SizeRootFs > 0 {
+		size += " (virtual " + humanSize(c.SizeRootFs) + ")"
+	}
+	r := row{"ID": id, "Image": image, "Command": command, "RunningFor": ago(now.Sub(created)) + " ago", "Status": c.Status, "Ports": portList(c.Ports), "Names": strings.Join(names, ","), "Size": size}
+	if brief {
+		return r
+	}
+	var mounts, networks, labels []string
 	for _, m := range c.Mounts {
 		name := m.Name
 		if name == "" {
@@ -149,14 +174,10 @@ func psRow(c api.ContainerSummary, now time.Time, noTrunc bool) row {
 		labels = append(labels, k+"="+v)
 	}
 	sort.Strings(labels)
-	created := time.Unix(c.Created, 0)
-	size := humanSize(c.SizeRw)
-	if c.SizeRootFs > 0 {
-		size += " (virtual " + humanSize(c.SizeRootFs) + ")"
-	}
-	return row{"ID": id, "Image": image, "Command": command, "RunningFor": ago(now.Sub(created)) + " ago", "CreatedAt": created.Format("2006-01-02 15:04:05 -0700 MST"),
-		"Status": c.Status, "State": c.State, "Ports": portList(c.Ports), "Names": strings.Join(names, ","), "Size": size,
-		"Mounts": strings.Join(mounts, ","), "LocalVolumes": strconv.Itoa(len(mounts)), "Networks": strings.Join(networks, ","), "Labels": strings.Join(labels, ",")}
+	r["CreatedAt"], r["State"] = created.Format("2006-01-02 15:04:05 -0700 MST"), c.State
+	r["Mounts"], r["LocalVolumes"] = strings.Join(mounts, ","), strconv.Itoa(len(mounts))
+	r["Networks"], r["Labels"] = strings.Join(networks, ","), strings.Join(labels, ",")
+	return r
 }
 
 // portList joins ports, neighbours as ranges: 0.0.0.0:80-81->80-81/tcp.

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-
-	"github.com/onggi/onggi/internal/api"
 )
 
 // statsAnswer is the part of GET /containers/{id}/stats that is shown.
@@ -74,12 +72,12 @@ func setupStats(e *env, f *pflag.FlagSet) func(context.Context, []string) error 
 // because it compares two readings.
 func (e *env) statsOnce(ctx context.Context, names []string, all, noTrunc bool) (*list, error) {
 	if len(names) == 0 {
-		q := url.Values{}
+		q := url.Values{"onggi-brief": {"1"}}
 		if all {
 			q.Set("all", "1")
 		}
-		var cs []api.ContainerSummary
-		if err := e.call(ctx, "GET", "/containers/json", q, nil, &cs); err != nil {
+		cs, err := e.containers(ctx, q)
+		if err != nil {
 			return nil, err
 		}
 		for _, c := range cs {

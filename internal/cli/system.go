@@ -309,7 +309,7 @@ func (e *env) dfVerbose(u *usage) error {
 	}
 	containers := &list{columns: []string{"ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names"}, titles: map[string]string{"ID": "CONTAINER ID", "RunningFor": "CREATED"}}
 	for _, c := range u.ContainerUsage.Items {
-		containers.rows = append(containers.rows, psRow(c, now, false))
+		containers.rows = append(containers.rows, psRow(&c, now, false, false))
 	}
 	volumes := &list{columns: []string{"Name", "Links", "Size"}, titles: map[string]string{"Name": "VOLUME NAME"}}
 	for _, v := range u.VolumeUsage.Items {

@@ -117,6 +117,11 @@ func printTable(w io.Writer, l *list, cols []string) {
 		widths[i] = max(widths[i]+3, 10)
 	}
 	var b bytes.Buffer
+	total := 1
+	for _, n := range widths {
+		total += n
+	}
+	b.Grow((len(l.rows) + 1) * total)
 	line := func(cell func(string) string) {
 		for i, c := range cols {
 			s := cell(c)
@@ -303,6 +308,7 @@ func plain(v any) (string, bool) {
 
 // ago says how long something takes or was, as Docker does.
 func ago(d time.Duration) string {
+	n := func(v int, unit string) string { return strconv.Itoa(v) + " " + unit }
 	s := int(d.Seconds())
 	switch m, h := s/60, int(d.Hours()+0.5); {
 	case s < 1:
@@ -310,23 +316,23 @@ func ago(d time.Duration) string {
 	case s == 1:
 		return "1 second"
 	case s < 60:
-		return fmt.Sprintf("%d seconds", s)
+		return n(s, "seconds")
 	case m == 1:
 		return "About a minute"
 	case m < 60:
-		return fmt.Sprintf("%d minutes", m)
+		return n(m, "minutes")
 	case h == 1:
 		return "About an hour"
 	case h < 48:
-		return fmt.Sprintf("%d hours", h)
+		return n(h, "hours")
 	case h < 24*7*2:
-		return fmt.Sprintf("%d days", h/24)
+		return n(h/24, "days")
 	case h < 24*30*2:
-		return fmt.Sprintf("%d weeks", h/24/7)
+		return n(h/24/7, "weeks")
 	case h < 24*365*2:
-		return fmt.Sprintf("%d months", h/24/30)
+		return n(h/24/30, "months")
 	default:
-		return fmt.Sprintf("%d years", h/24/365)
+		return n(h/24/365, "years")
 	}
 }
 
