@@ -289,9 +289,15 @@ func remains(p *peer) map[string]int {
 	}))
 	sum := sha256.Sum256([]byte(filepath.Join(p.root, "run")))
 	rules, _ := exec.Command("nft", "list", "table", "inet", "onggi-"+hex.EncodeToString(sum[:4])).Output()
+	inSet := false // chains belong to the network
 	for line := range bytes.Lines(rules) {
-		if !bytes.Contains(line, []byte(`"ogs`)) {
-			out["rules and elements"] += 1 + bytes.Count(line, []byte(" . "))
+		switch {
+		case bytes.HasPrefix(line, []byte("\tset ")), bytes.HasPrefix(line, []byte("\tmap ")):
+			inSet = true
+		case bytes.HasPrefix(line, []byte("\t}")):
+			inSet = false
+		case inSet:
+			out["elements of rules"] += 1 + bytes.Count(line, []byte(" . "))
 		}
 	}
 	groups, _ := exec.Command("find", "/sys/fs/cgroup", "-type", "d", "-path", "*/onggi-bench/*").Output()
