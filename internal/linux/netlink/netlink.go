@@ -58,6 +58,9 @@ func EnsureBridge(b Bridge) (index int, err error) {
 		if err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err == nil || errors.Is(err, os.ErrExist) {
 			link, err = netlink.LinkByName(b.Name)
 		}
+		if err == nil {
+			err = askForMembers(link)
+		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
@@ -78,6 +81,25 @@ func EnsureBridge(b Bridge) (index int, err error) {
 		return 0, fmt.Errorf("bridge %s: %w", b.Name, err)
 	}
 	return link.Attrs().Index, nil
+}
+
+// askForMembers makes the bridge ask its ports which multicast groups they are in:
+// only then, and ten seconds later, it sends what is meant for a group to its
+// members alone. What containers tell of their IPv6 addresses as they start would
+// go to all others, and takes more time than the starts where there are a thousand.
+func askForMembers(bridge netlink.Link) error {
+	q, _ := linkRequest(syscall.RTM_NEWLINK, syscall.NLM_F_ACK, bridge.Attrs().Index)
+	info := nl.NewRtAttr(syscall.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_BR_MCAST_QUERIER, []byte{1})
+	q.AddData(info)
+	s, err := openRoute(nil)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	_, err = s.do(request{"queries for members", q})
+	return err
 }
 
 // BridgeAddrs are the host's addresses on a bridge.
