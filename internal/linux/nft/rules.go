@@ -215,6 +215,9 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 			b.chain(chain + n.Bridge)
 		}
 		add("from", jump(name, "from-"+n.Bridge))
+		for _, segment := range n.Segments {
+			add("from", jump(ifname(segment), "from-"+n.Bridge))
+		}
 		add("to", jump(name, "to-"+n.Bridge))
 		add("hairpin", jump(name, "hairpin-"+n.Bridge))
 		add("bridges", nftables.SetElement{Key: name})
@@ -257,12 +260,12 @@ func (b *ruleset) maps(nets []Network, ports map[portKey]Port) {
 func (b *ruleset) raw(nets []Network) {
 	raw := b.base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
 	b.rule(raw, inFrom("lo"), verdict(expr.VerdictReturn))
-	b.segments(raw, nets)
 	// Loopback addresses are routed to containers, for ports published there:
 	// nobody else may use that way (CVE-2020-8558), nor pretend to come from it.
 	lo := netip.MustParsePrefix("127.0.0.0/8")
 	b.rule(raw, families[0].addrIn(families[0].daddrOff, lo), verdict(expr.VerdictDrop))
 	b.rule(raw, families[0].addrIn(families[0].saddrOff, lo), verdict(expr.VerdictDrop))
+	b.segments(raw, nets)
 	// A container's address is reached through its bridge or a published port.
 	for _, f := range families {
 		b.rule(raw, f.is(), []expr.Any{f.load(f.daddrOff, 1), b.dispatch(1, "guard"+f.suffix)})
