@@ -107,6 +107,9 @@ func (s *Service) Create(ctx context.Context, q CreateRequest) (id string, warni
 	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, errdefs.New(errdefs.Internal, op, quote("container", rec.Name), err)
 	}
+	if !rec.HostConfig.AutoRemove {
+		s.linkEtc(rec.ID)
+	}
 	u.Disarm()
 	s.mu.Lock()
 	s.byID[rec.ID] = c

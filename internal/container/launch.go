@@ -407,6 +407,14 @@ func (s *Service) etcDir(id string) string { return filepath.Join(s.o.ExecRoot, 
 
 var etcFiles = []string{"hostname", "hosts", "resolv.conf"}
 
+// linkEtc leaves links where Docker's engine has these files, for those who do not
+// ask where they are.
+func (s *Service) linkEtc(id string) {
+	for _, name := range etcFiles {
+		os.Symlink(filepath.Join(s.etcDir(id), name), filepath.Join(s.dir(id), name))
+	}
+}
+
 func (s *Service) dropEtc(id string) error {
 	dir := s.etcDir(id)
 	// By their names: RemoveAll need not look for them then.

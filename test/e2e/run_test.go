@@ -46,6 +46,10 @@ func TestContainers(t *testing.T) {
 			t.Errorf("ps: %s", out)
 		}
 		equal(t, e.do("exec", "life", "sh", "-c", "echo in $(hostname) | cut -c1-3"), "in")
+		name, err := os.ReadFile(filepath.Join(e.dir, "data/containers", id, "hostname")) // where Docker has it
+		if err != nil || string(name) != id[:12]+"\n" {
+			t.Errorf("hostname file %q, %v", name, err)
+		}
 		e.refuse(5, nil, "exec", "life", "sh", "-c", "exit 5")
 		e.refuse(127, []string{"nope", "not found"}, "exec", "life", "nope")
 		if r := e.tryIn(strings.NewReader("given"), "exec", "-i", "life", "sh", "-c", "cat; echo aside >&2; exit 3"); r.code != 3 || r.out != "given" || r.err != "aside\n" {
