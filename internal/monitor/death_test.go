@@ -394,3 +394,27 @@ func TestEngineDiesInTheMiddleOfStart(t *testing.T) {
 		}
 	}
 }
+
+// A monitor that is told to end as its keeper has died, and before it has noticed,
+// leaves nothing either.
+func TestShutdownWithoutKeeper(t *testing.T) {
+	for i := range 10 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			f := newFixture(t)
+			k, w := f.pids()
+			syscall.Kill(w, syscall.SIGSTOP)
+			f.kill(k)
+			done := make(chan error)
+			go func() { done <- f.c.Shutdown(f.ctx) }()
+			syscall.Kill(w, syscall.SIGCONT)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			f.within(5*time.Second, "the monitor's files to go", func() bool {
+				left, _ := filepath.Glob(filepath.Join(f.root, "*"))
+				return len(left) == 0
+			})
+			f.c = nil
+		})
+	}
+}

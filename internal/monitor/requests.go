@@ -331,13 +331,13 @@ func (s *server) onShutdown(c *conn, id uint64, d *dec, fds []int) error {
 	if err := d.end(); err != nil || len(fds) > 0 {
 		return malformed(errors.Join(err, unexpected(fds)), fds)
 	}
-	s.mu.Lock()
-	replaced := s.closing
-	s.mu.Unlock()
-	if replaced {
-		return nil // the next worker will be asked again
-	}
 	if !s.quit(true) {
+		s.mu.Lock()
+		replaced := s.closing
+		s.mu.Unlock()
+		if replaced {
+			return nil // the next worker will be asked again
+		}
 		c.reply(id, errdefs.New(errdefs.Conflict, "shut down", "monitor", errors.New("processes are running")), nil)
 		return nil
 	}

@@ -154,9 +154,12 @@ func (s *server) heedKeeper(link *linux.PacketConn, k *keeper, pids map[string]i
 			}
 			s.mu.Lock()
 			quits := s.closing
+			s.closing = true // who asks for the end from now on asks the next one
 			s.mu.Unlock()
-			if quits {
-				return nil // it was about to end anyway
+			if quits { // it was about to end anyway, but has not removed what it made
+				os.Remove(filepath.Join(k.execRoot, socketName))
+				k.dir = s.dir
+				return k.cleanUp()
 			}
 			s.logf("the keeper is gone, taking its place")
 			s.rest()
